@@ -1,0 +1,1 @@
+"""Angular-margin losses for image classification: heads, training, records, figures."""

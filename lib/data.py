@@ -1,0 +1,198 @@
+"""Data sets as uint8 tensors that live on the device, with batch augmentation there."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import datasets
+from torchvision.transforms import v2
+
+NAMES = ("mnist", "cifar10", "digits")
+VAL_SIZE = 5000
+
+# the extracted files, which torchvision only checks for presence
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """images uint8 (N, channels, H, W) and labels int64 (N,) on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three splits with their normalisation and augmentation.
+
+    mean, std: per channel, of pixels in [0, 1]. crop_padding: augmentation shifts an image by up
+    to that many pixels (black borders) and, with flip, mirrors half of them; 0 and False for none.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, channels, H, W) -> float32 with about zero mean and unit deviation, channels last."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=images.device).view(shape)
+        std = torch.tensor(self.std, device=images.device).view(shape)
+        return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Random shift and mirror of each uint8 image; the random numbers come from the CPU
+        generator, so they are the same on every device."""
+        B, _, H, W = images.shape
+        if self.crop_padding:
+            p = self.crop_padding
+            dy, dx = torch.randint(0, 2 * p + 1, (2, B), generator=generator).to(images.device)
+            windows = F.pad(images, (p, p, p, p)).unfold(2, H, 1).unfold(3, W, 1)  # (B, channels, 2p+1, 2p+1, H, W)
+            images = windows[torch.arange(B, device=images.device), :, dy, dx]
+        if self.flip:
+            mirror = (torch.rand(B, generator=generator) < 0.5).to(images.device)
+            images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+        return images
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One shuffled, augmented pass over the training images; an incomplete last batch is left out."""
+        batch_size = min(batch_size, len(self.train))
+        order = torch.randperm(len(self.train), generator=generator)
+        for index in order[: len(order) // batch_size * batch_size].view(-1, batch_size):
+            batch = self.train[index.to(self.train.labels.device)]
+            yield self.normalise(self.augment(batch.images, generator)), batch.labels
+
+    def to(self, device) -> "Data":
+        moved = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in self.splits().items()}
+        return Data(**{**self.__dict__, **moved})
+
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu", size: int = 32) -> Data:
+    """MNIST, CIFAR-10, scikit-learn's digits, or a folder with one subfolder of images per class.
+
+    The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a
+    tenth of a smaller set. Folder images become colour and size x size pixels. Missing files
+    are downloaded to root. Raises ValueError for an unknown name or unusable images, OSError for
+    damaged files and for a download that fails; each message names the cure.
+    """
+    if name == "mnist":
+        data = _mnist(Path(root))
+    elif name == "cifar10":
+        data = _cifar10(Path(root))
+    elif name == "digits":
+        data = _digits()
+    elif Path(name).is_dir():
+        data = _folder(Path(name), size)
+    else:
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or an existing image folder")
+    return data.to(device)
+
+
+def _mnist(root: Path) -> Data:
+    train, test = _fetch(datasets.MNIST, root)
+    for file, md5 in MNIST_MD5.items():
+        path = root / "MNIST" / "raw" / file
+        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
+            raise OSError(f"{path} is damaged (its MD5 is wrong): delete it and start again to download it anew")
+    train, test = (Split(s.data[:, None], s.targets) for s in (train, test))
+    train, val = holdout(train, VAL_SIZE)
+    classes = [str(digit) for digit in range(10)]
+    return Data("mnist", train, val, test, classes, mean=(0.1307,), std=(0.3081,))
+
+
+def _cifar10(root: Path) -> Data:
+    train, test = _fetch(datasets.CIFAR10, root)
+    classes = train.classes
+    train, test = (
+        Split(torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets)) for s in (train, test)
+    )
+    train, val = holdout(train, VAL_SIZE)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    return Data("cifar10", train, val, test, classes, mean, std, crop_padding=4, flip=True)
+
+
+def _fetch(dataset, root: Path):
+    """torchvision's train and test sets; its own download, MD5-checked, only if files are missing."""
+    name = dataset.__name__
+    try:
+        return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
+    except Exception as error:  # torchvision raises URLError, RuntimeError, EOFError, ... for this
+        files = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}[name]
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"{name} could not be read from or downloaded to {root}/ ({cause}): connect to the network, "
+            f"or delete damaged files and copy {files}/ there from another machine"
+        ) from error
+
+
+def _digits() -> Data:
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy(images * (255 / 16)).to(torch.uint8).view(-1, 1, 8, 8)
+    return _split_all("digits", Split(pixels, torch.from_numpy(labels)), [str(digit) for digit in range(10)])
+
+
+def _folder(path: Path, size: int) -> Data:
+    try:
+        folder = datasets.ImageFolder(path)
+    except FileNotFoundError as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"{path}: {cause} Expected one subfolder with images per class") from None
+    if len(folder.classes) < 2:
+        raise ValueError(f"{path} holds one class only ({folder.classes[0]}): add a subfolder per class")
+    resize = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
+    images, labels, broken = [], [], []
+    for file, label in folder.samples:
+        try:
+            images.append(resize(folder.loader(file)))
+            labels.append(label)
+        except OSError:
+            broken.append(file)
+    if broken:
+        raise ValueError(f"{path}: {len(broken)} unreadable images, the first is {broken[0]}: replace or delete them")
+    rarest = torch.bincount(torch.tensor(labels)).min().item()
+    if rarest < 5:
+        raise ValueError(f"{path}: every class needs at least 5 images for its three splits, the rarest has {rarest}")
+    return _split_all(path.name, Split(torch.stack(images), torch.tensor(labels)), folder.classes, crop_padding=2)
+
+
+def _split_all(name: str, everything: Split, classes: list[str], **augmentation) -> Data:
+    """A fifth for test, a tenth for validation, statistics from the rest."""
+    N, C = len(everything), len(classes)
+    rest, test = holdout(everything, max(N // 5, C))
+    train, val = holdout(rest, max(N // 10, C))
+    pixels = train.images.double() / 255
+    mean, std = (stat(pixels, dim=(0, 2, 3)) for stat in (torch.mean, torch.std))
+    return Data(name, train, val, test, classes, tuple(mean.tolist()), tuple(std.tolist()), **augmentation)
+
+
+def holdout(split: Split, size: int) -> tuple[Split, Split]:
+    """(rest, held out): a stratified part of that size, the same on every machine and in every run."""
+    rest, held = train_test_split(range(len(split)), test_size=size, stratify=split.labels.numpy(), random_state=0)
+    return split[sorted(rest)], split[sorted(held)]

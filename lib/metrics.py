@@ -1,0 +1,85 @@
+"""What is measured on a trained model, and intervals over seeds."""
+
+import numpy as np
+import torch
+from scipy import stats
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Share of rows of logits (N, C) whose largest entry is the label y (N,)."""
+    return (logits.argmax(1) == y).double().mean().item()
+
+
+def cross_entropy(logits: Tensor, y: Tensor, temperature: float = 1.0) -> float:
+    """Mean cross-entropy (nats) of logits (N, C) / temperature."""
+    return F.cross_entropy(logits.double() / temperature, y).item()
+
+
+def temperature(logits: Tensor, y: Tensor) -> float:
+    """The temperature that minimises the cross-entropy (Guo et al. 2017, arXiv 1706.04599).
+
+    Losses of heads with different s are comparable only after this; fit it on validation data.
+    """
+    best = minimize_scalar(
+        lambda log_t: cross_entropy(logits, y, np.exp(log_t)), bounds=(-5, 5), method="bounded", options={"xatol": 1e-3}
+    )
+    return float(np.exp(best.x))
+
+
+def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: mean |confidence - accuracy| over equal-width confidence bins."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    correct = (predicted == y).double()
+    index = (confidence * bins).long().clamp_max(bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - correct)  # sum per bin
+    return (gap.abs().sum() / len(y)).item()
+
+
+def angles(x: Tensor, y: Tensor) -> dict[str, float]:
+    """Geometry of embeddings x (N, d) with labels y (N,), in degrees.
+
+    intra: mean angle between an embedding and the mean direction of its class.
+    inter: smallest angle between the mean directions of two classes, averaged over the classes.
+    """
+    x = F.normalize(x.double())
+    C = int(y.max()) + 1
+    centres = F.normalize(torch.zeros(C, x.shape[1], dtype=x.dtype).index_add_(0, y, x))
+    intra = torch.rad2deg((x * centres[y]).sum(1).clamp(-1, 1).acos()).mean()
+    between = (centres @ centres.T).clamp(-1, 1).acos().fill_diagonal_(torch.inf)
+    return {"intra_angle": intra.item(), "inter_angle": torch.rad2deg(between.min(1).values).mean().item()}
+
+
+def evaluate(logits: Tensor, y: Tensor, x: Tensor, val_logits: Tensor, val_y: Tensor) -> dict:
+    """All test metrics of one run from its label-free test logits (N, C), labels and embeddings.
+
+    The temperature behind test_loss and ece is fitted on validation logits.
+    """
+    t = temperature(val_logits, val_y)
+    predicted = logits.argmax(1)
+    precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, average="macro", zero_division=0)
+    return {
+        "test_accuracy": accuracy(logits, y),
+        "val_accuracy": accuracy(val_logits, val_y),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "test_loss": cross_entropy(logits, y, t),
+        "ece": calibration_error(logits / t, y),
+        "temperature": t,
+        **angles(x, y),
+        "confusion": confusion_matrix(y, predicted, labels=range(logits.shape[1])).tolist(),
+    }
+
+
+def interval(values) -> tuple[float, float, float]:
+    """Mean and 95 % interval (Student's t over runs) of a sequence; without spread for one value."""
+    values = np.asarray(values, dtype=float)
+    mean = values.mean()
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return mean, mean - half, mean + half

@@ -1,0 +1,320 @@
+"""Training runs as records: describe a run by a Config, train it once, keep it as one JSON line.
+
+Environment: PROFILE=smoke shrinks every run to seconds and works in .smoke/ instead of the
+project's folders; RETRAIN=1 trains what is recorded anew (the newest record of a run counts).
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from hashlib import sha1
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+from filelock import FileLock
+from tqdm import tqdm
+
+from lib import data as datasets
+from lib import losses, metrics, models, train
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+RECIPES = {
+    "mnist": {"network": "SmallNet", "epochs": 4, "batch_size": 512, "lr": 0.1},
+    "cifar10": {"network": "AirNet", "epochs": 6, "low_res_epochs": 4, "batch_size": 512, "lr": 0.2},
+    "digits": {"network": "SmallNet", "epochs": 20, "batch_size": 64, "lr": 0.05},
+}
+SEEDS = {"mnist": 5, "cifar10": 2}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the result of a run; equal configs are the same run.
+
+    constants: the head's own constants, a dict or (name, value) pairs; empty for its defaults.
+    train_size: number of training images, 0 for all. The other fields are those of ``train.fit``.
+    """
+
+    data: str
+    head: str
+    constants: tuple = ()
+    network: str = "SmallNet"
+    embedding_dim: int = 128
+    epochs: int = 4
+    low_res_epochs: int = 0
+    batch_size: int = 512
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    margin_warmup: float = 1.0
+    train_size: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        pairs = self.constants.items() if isinstance(self.constants, dict) else map(tuple, self.constants)
+        object.__setattr__(self, "constants", tuple(sorted(pairs)))
+        if self.head not in losses.HEADS:
+            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.HEADS)}")
+
+    @property
+    def key(self) -> str:
+        return sha1(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
+    """The data set's standard configuration with this head, seed and changes."""
+    return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["cifar10"]), **changes})
+
+
+def plan(study: str) -> list[Config]:
+    """The main runs of a data set: every head, seeds in the outer loop, so that a part is a smaller study."""
+    return [recipe(study, head, seed) for seed in range(SEEDS[study]) for head in losses.HEADS]
+
+
+def smoke() -> bool:
+    return os.environ.get("PROFILE") == "smoke"
+
+
+def folder(name: str) -> Path:
+    """The project's results/, figures/ or report/ folder; in the smoke profile its copy in .smoke/."""
+    path = PROJECT / ".smoke" / name if smoke() else PROJECT / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def shrunk(config: Config) -> Config:
+    """A run of seconds in the smoke profile, the same run elsewhere."""
+    if not smoke():
+        return config
+    return dataclasses.replace(config, epochs=1, low_res_epochs=0, train_size=512, batch_size=64)
+
+
+@functools.lru_cache(maxsize=2)
+def load(name: str, train_size: int = 0) -> datasets.Data:
+    """The data of a run on the best device, cut to train_size training images."""
+    data = datasets.load(name, PROJECT / "data", train.best_device())
+    if train_size:
+        size = min(train_size, len(data.train))
+        data = dataclasses.replace(data, train=data.train[:size])
+    if smoke():
+        data = dataclasses.replace(data, val=data.val[:500], test=data.test[:500])
+    return data
+
+
+def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, datasets.Data, dict]:
+    """Train one run; returns (model, data, record). Nothing is written."""
+    data = load(config.data, config.train_size)
+    torch.manual_seed(config.seed)  # the network first, then W: equal for every head
+    network = models.network(config.network, data, config.embedding_dim)
+    head = losses.make(config.head, len(data.classes), config.embedding_dim, **dict(config.constants))
+    model = models.Classifier(network, head)
+    history = train.fit(
+        model, data, epochs=config.epochs, low_res_epochs=config.low_res_epochs, batch_size=config.batch_size,
+        lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+        margin_warmup=config.margin_warmup, seed=config.seed, progress=progress, name=config,
+    )  # fmt: skip
+    x = train.embed(model, data, data.test)
+    with torch.no_grad():
+        logits = model.head(x.to(head.W.device)).cpu()
+    val_logits = train.predict(model, data, data.val)
+    record = {
+        "config": dataclasses.asdict(config),
+        "metrics": metrics.evaluate(logits, data.test.labels.cpu(), x, val_logits, data.val.labels.cpu()),
+        "history": history,
+        "seconds": history["seconds"][-1],
+        **environment(data.train.labels.device),
+    }
+    return model, data, _rounded(record)
+
+
+def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
+    """Train one run now, with its progress bar, whatever is recorded: for a reader to see it happen."""
+    return execute(shrunk(config))
+
+
+def environment(device: torch.device) -> dict:
+    """Where a run was trained: device, precision, versions, commit, date."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        name = f"{cpu}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device.type}, {cpu}"
+    return {
+        "device": name,
+        "precision": "bf16" if train.has_bf16(device) else "fp32",
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+        },
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _commit() -> str:
+    """The short hash, with a + if lib/ has changes that are not committed."""
+    git = functools.partial(subprocess.run, cwd=PROJECT, capture_output=True, text=True)
+    try:
+        commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
+        return commit + ("+" if git(["git", "status", "--porcelain", "lib"]).stdout.strip() else "") or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def read(path: Path) -> dict[Config, dict]:
+    """The records of a file by their Config; of several records of one run the last counts.
+
+    A torn last line (a killed write) is reported and left out. Raises ValueError, naming the
+    line, for any other line that is not a run record.
+    """
+    records: dict[Config, dict] = {}
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            records[Config(**record["config"])] = record
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # no newline behind it
+                print(f"{path.name}, line {number}: torn by an interrupted write, left out", file=sys.stderr)
+            else:
+                raise ValueError(
+                    f"{path}, line {number} is not a run record ({str(error)[:60]}): move that line to another file"
+                ) from None
+    return records
+
+
+def append(path: Path, record: dict) -> None:
+    """Add one record as one line, whole or not at all, also with several processes at work."""
+    line = json.dumps(record).encode() + b"\n"
+    try:
+        with FileLock(f"{path}.lock"), path.open("ab+") as file:
+            file.seek(0)
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)  # drops a torn last line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with tempfile.NamedTemporaryFile("wb", suffix=f"-{path.name}", delete=False) as copy:
+            copy.write(line)
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}): free space or make it writable, "
+            f"then append the finished run kept in {copy.name}"
+        ) from error
+
+
+def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | None = None) -> pd.DataFrame:
+    """One row per run: its Config fields, metrics, history, seconds, device and commit.
+
+    Takes what results/<study>.jsonl records and trains what is missing, n_jobs at a time; each
+    finished run is written at once. budget: seconds after which no further run is started; the
+    rows are then those that exist. Raises OSError before any training if records cannot be written.
+    """
+    path = folder("results") / f"{study}.jsonl"
+    if smoke():
+        configs = list(dict.fromkeys(shrunk(c) for c in configs if c.seed < 2))
+    recorded = read(path)
+    missing = [c for c in configs if c not in recorded or os.environ.get("RETRAIN") == "1"]
+    if missing:
+        _check_writable(path)
+    deadline = time.time() + budget if budget else float("inf")
+    threads = max(1, (os.cpu_count() or 1) // n_jobs)
+    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        joblib.delayed(_train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
+    )
+    trained = dict(r for r in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout) if r)
+    recorded.update(trained)
+    done = [c for c in configs if c in recorded]
+    report = f"{study}: {len(done) - len(trained)} runs from {path.name}, {len(trained)} trained now"
+    if len(done) < len(configs):
+        report += f", {len(configs) - len(done)} left for the next start (time budget)"
+    print(report)
+    if log := os.environ.get("RUN_LOG"):
+        with open(log, "a") as file:
+            file.write(report + "\n")
+    return frame(recorded[c] for c in done)
+
+
+def frame(records) -> pd.DataFrame:
+    """Records as rows: config fields, metrics, history, seconds, device, commit."""
+    columns = ("history", "seconds", "device", "precision", "commit", "date")
+    return pd.DataFrame([{**r["config"], **r["metrics"], **{c: r[c] for c in columns}} for r in records])
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}): make the folder writable") from error
+
+
+def _train_one(config: Config, path: Path, deadline: float, threads: int) -> tuple[Config, dict] | None:
+    if time.time() > deadline:
+        return None
+    if threads:
+        torch.set_num_threads(threads)
+    record = execute(config, progress=not threads)[2]
+    append(path, record)
+    return config, record
+
+
+def embeddings(config: Config, size: int = 2500) -> dict[str, np.ndarray]:
+    """The first test embeddings of a trained run: x (size, d), labels y, centres W (C, d), predicted.
+
+    Taken from results/embeddings/; a missing one is trained and kept there.
+    """
+    config = shrunk(config)
+    path = folder("results") / "embeddings" / f"{config.data}_{config.head}_{config.embedding_dim}d_{config.key}.npz"
+    if not path.exists() or os.environ.get("RETRAIN") == "1":
+        model, data, record = execute(config)
+        part = data.test[:size]
+        x = train.embed(model, data, part)
+        with torch.no_grad():
+            predicted = model.head(x.to(model.head.W.device)).argmax(1).cpu()
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".part.npz")
+        np.savez_compressed(
+            temporary, x=x.half().numpy(), y=part.labels.cpu().numpy(), W=model.head.W.detach().cpu().numpy(),
+            predicted=predicted.numpy(), record=json.dumps(record),
+        )  # fmt: skip
+        temporary.replace(path)
+    with np.load(path) as stored:
+        return {**stored, "x": stored["x"].astype(np.float32)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train what is missing of the main study.")
+    parser.add_argument("studies", nargs="*", default=list(SEEDS))
+    parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
+    parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
+    options = parser.parse_args()
+    start = time.time()
+    for study in options.studies:
+        left = options.budget and max(1.0, options.budget - (time.time() - start))
+        runs(plan(study), study, n_jobs=options.jobs, budget=left)
+
+
+if __name__ == "__main__":
+    main()
