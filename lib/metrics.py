@@ -1,6 +1,7 @@
 """What is measured on a trained model, and intervals over seeds."""
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from scipy.optimize import minimize_scalar
@@ -75,11 +76,43 @@ def evaluate(logits: Tensor, y: Tensor, x: Tensor, val_logits: Tensor, val_y: Te
     }
 
 
-def interval(values) -> tuple[float, float, float]:
-    """Mean and 95 % interval (Student's t over runs) of a sequence; without spread for one value."""
+def interval(values, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and interval (Student's t over runs) of a sequence; one value alone has none (NaN)."""
     values = np.asarray(values, dtype=float)
     mean = values.mean()
     if len(values) < 2:
         return mean, np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return mean, mean - half, mean + half
+
+
+def summary(frame: pd.DataFrame, columns: dict[str, tuple[str, float, int]]) -> pd.DataFrame:
+    """A table by loss: n and, per column, the mean ± half the 95 % interval over seeds.
+
+    columns: heading -> (metric, factor, decimals), for instance {"accuracy (%)": ("test_accuracy", 100, 2)}.
+    """
+    rows = []
+    for head, group in frame.groupby("head", sort=False):
+        row = {"loss": head, "n": len(group)}
+        for heading, (metric, factor, decimals) in columns.items():
+            mean, low, high = (factor * v for v in interval(group[metric]))
+            row[heading] = f"{mean:.{decimals}f}" + (f" ± {(high - low) / 2:.{decimals}f}" if len(group) > 1 else "")
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("loss")
+
+
+def differences(frame: pd.DataFrame, metric: str, reference: str, factor: float = 1.0) -> pd.DataFrame:
+    """Each loss minus the reference, paired by seed: n, mean, low, high and what can be said.
+
+    The intervals hold for all losses at once with 95 % (Bonferroni), so that one of many
+    comparisons does not look like a finding by chance.
+    """
+    table = factor * frame.pivot(index="seed", columns="head", values=metric)
+    others = [head for head in frame["head"].unique() if head != reference]
+    rows = []
+    for head in others:
+        difference = (table[head] - table[reference]).dropna()
+        mean, low, high = interval(difference, 1 - 0.05 / len(others))
+        verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+        rows.append({"loss": head, "n": len(difference), "mean": mean, "low": low, "high": high, "verdict": verdict})
+    return pd.DataFrame(rows).set_index("loss")

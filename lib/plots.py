@@ -1,0 +1,168 @@
+"""Figures: functions that draw on given axes; only ``save`` writes a file."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lib import losses, metrics, study
+
+plt.style.use(Path(__file__).with_name("style.mplstyle"))
+
+# one colour and one marker per loss, in every figure; one colour per class
+COLOURS = dict(zip(losses.HEADS, sns.color_palette("colorblind", len(losses.HEADS)), strict=True))
+MARKERS = dict(zip(losses.HEADS, "osv^DPX*h", strict=True))
+CLASS_COLOURS = sns.color_palette("tab10", 10)
+CLASS_MARKERS = "osv^DPX*h<"
+
+
+def save(fig: Figure, name: str) -> None:
+    """Write figures/<name>.png; the name starts with its notebook's number. No date in it, so that
+    the same figure is the same bytes."""
+    fig.savefig(study.folder("figures") / f"{name}.png", metadata={"Software": None})
+
+
+def curves(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str] | None = None, scale: float = 1.0) -> None:
+    """history[key] per epoch for each loss: mean over seeds and, from two seeds on, a 95 % band."""
+    for head in heads or frame["head"].unique():
+        values = scale * np.array([h[key] for h in frame.loc[frame["head"] == head, "history"]])  # (seeds, epochs)
+        epochs = np.arange(1, values.shape[1] + 1)
+        mean, low, high = np.transpose([metrics.interval(column) for column in values.T])
+        ax.plot(epochs, mean, color=COLOURS[head], marker=MARKERS[head], label=head)
+        ax.fill_between(epochs, low, high, color=COLOURS[head], alpha=0.15, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("epoch")
+
+
+def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> None:
+    """Write minimum and maximum of each loss's mean history[key] beside their points."""
+    for head in heads:
+        mean = np.mean([h[key] for h in frame.loc[frame["head"] == head, "history"]], axis=0)
+        for epoch, side in ((mean.argmin(), -11), (mean.argmax(), 6)):
+            ax.annotate(
+                f"{mean[epoch]:.3f}", (epoch + 1, mean[epoch]), (0, side), textcoords="offset points",
+                ha="center", fontsize=8, color=COLOURS[head],
+            )  # fmt: skip
+
+
+def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
+    """One row per loss: every seed as a dot, the mean and its 95 % interval over them."""
+    heads = list(frame["head"].unique())
+    for row, head in enumerate(heads):
+        values = scale * frame.loc[frame["head"] == head, metric]
+        mean, low, high = metrics.interval(values)
+        ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
+        ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
+        ax.plot(values, np.full(len(values), row + 0.25), ".", color="0.45", markersize=4)
+    ax.set_yticks(range(len(heads)), heads)
+    ax.invert_yaxis()
+
+
+def confusion(ax: Axes, matrix: np.ndarray, classes: list[str]) -> None:
+    """Counts (C, C), rows true, columns predicted; the diagonal is left uncoloured to show the errors."""
+    matrix = np.asarray(matrix)
+    errors = np.where(np.eye(len(classes), dtype=bool), np.nan, matrix)
+    sns.heatmap(errors, ax=ax, cmap="Blues", cbar=False, linewidths=0.5, xticklabels=classes, yticklabels=classes)
+    for i, j in np.argwhere(matrix > 0):
+        dark = i != j and matrix[i, j] > 0.6 * np.nanmax(errors)
+        ax.text(j + 0.5, i + 0.5, matrix[i, j], ha="center", va="center", fontsize=7, color="white" if dark else "0.15")
+    ax.set(xlabel="predicted", ylabel="true", aspect="equal")
+    ax.grid(False)
+
+
+def images(axes: np.ndarray, pictures: torch.Tensor, titles: list[str]) -> None:
+    """uint8 images (N, channels, H, W), one on each axes of the grid, with their titles."""
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, title in zip(axes.flat, pictures.cpu(), titles, strict=False):
+        ax.imshow(picture.permute(1, 2, 0).squeeze(), cmap="gray_r" if len(picture) == 1 else None)
+        ax.set_title(title, fontsize=8, loc="center")
+
+
+def circle(ax: Axes, x: np.ndarray, y: np.ndarray, W: np.ndarray | None = None) -> None:
+    """Native 2-D embeddings x (N, 2) coloured by label, and the directions of the centres W (C, 2)."""
+    radius = np.quantile(np.linalg.norm(x, axis=1), 0.99)
+    for c in range(int(y.max()) + 1):
+        ax.scatter(*x[y == c].T, s=4, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.5, linewidths=0)
+        if W is not None:
+            tip = W[c] / np.linalg.norm(W[c]) * radius * 1.1
+            ax.plot([0, tip[0]], [0, tip[1]], color=CLASS_COLOURS[c], linewidth=1)
+            ax.text(*(tip * 1.1), str(c), ha="center", va="center", fontsize=9)
+    ax.set(aspect="equal", xlim=(-1.35 * radius, 1.35 * radius), ylim=(-1.35 * radius, 1.35 * radius))
+
+
+def sphere(ax: Axes, x: np.ndarray, y: np.ndarray, W: np.ndarray | None = None) -> None:
+    """Directions of native 3-D embeddings x (N, 3) on the unit sphere; only the near side is drawn
+    in full colour. The axes need projection="3d"."""
+    u, v = np.mgrid[0 : 2 * np.pi : 24j, 0 : np.pi : 13j]
+    ax.plot_wireframe(np.cos(u) * np.sin(v), np.sin(u) * np.sin(v), np.cos(v), color="0.85", linewidth=0.4)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for c in range(int(y.max()) + 1):
+        ax.scatter(*x[y == c].T, s=3, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.5, linewidths=0)
+        if W is not None:
+            tip = W[c] / np.linalg.norm(W[c])
+            ax.plot(*np.stack([0 * tip, tip], axis=1), color=CLASS_COLOURS[c], linewidth=1)
+            ax.text(*(tip * 1.2), str(c), ha="center", fontsize=9)
+    ax.set_box_aspect((1, 1, 1), zoom=1.4)
+    ax.axis("off")
+
+
+def angle_histogram(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Angles (degrees) of embeddings x (N, d) to the mean direction of their own class and to those
+    of all other classes."""
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centres = np.stack([unit[y == c].mean(0) for c in range(int(y.max()) + 1)])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    theta = np.degrees(np.arccos(np.clip(unit @ centres.T, -1, 1)))  # (N, C)
+    own = np.arange(theta.shape[1]) == y[:, None]
+    bins = np.arange(0, 181, 3)
+    ax.hist(theta[own], bins, density=True, color="0.25", label="own class")
+    ax.hist(theta[~own], bins, density=True, histtype="step", color="C0", linewidth=1.6, label="other classes")
+    ax.set(xlim=(0, 150), xlabel="angle (degrees)", yticks=[])
+
+
+def margin_courses(ax: Axes, history: dict, classes: list[str]) -> None:
+    """Each class's margin after every epoch, of one run; the classes are named at the right end."""
+    margins = np.array(history["margins"])  # (epochs, C)
+    epochs = np.arange(1, len(margins) + 1)
+    heights = _spread(margins[-1], 0.045 * np.ptp(margins) + 1e-9)
+    for c, name in enumerate(classes):
+        ax.plot(epochs, margins[:, c], color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c])
+        ax.annotate(name, (epochs[-1] * 1.02, heights[c]), va="center", fontsize=8, color=CLASS_COLOURS[c])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel="margin $m_c$ (radians)")
+
+
+def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
+    """The heights pushed apart to at least this gap, in their order, so that labels do not overlap."""
+    order = np.argsort(heights)
+    placed = heights[order].copy()
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    result = np.empty_like(placed)
+    result[order] = placed - (placed.mean() - heights.mean())
+    return result
+
+
+def difference(ax: Axes, table: pd.DataFrame) -> None:
+    """Forest plot of ``metrics.differences``: mean and interval of each loss minus the reference."""
+    for row, (head, difference) in enumerate(table.iterrows()):
+        ax.plot([difference["low"], difference["high"]], [row, row], color=COLOURS[head], linewidth=2)
+        ax.plot(difference["mean"], row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
+    ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
+    ax.set_yticks(range(len(table)), table.index)
+    ax.invert_yaxis()
+
+
+def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str]) -> None:
+    """Points (N, 2) with one colour and marker per class."""
+    for c, name in enumerate(classes):
+        ax.scatter(
+            *points[y == c].T, s=5, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.6, linewidths=0, label=name
+        )
