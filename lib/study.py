@@ -326,4 +326,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from lib.study import main  # under its own name, so that worker processes can unpickle its functions
+
     main()
