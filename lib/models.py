@@ -48,6 +48,9 @@ class AirNet(nn.Module):
             layers += [conv(width_in, width, nn.MaxPool2d(2)), conv(width, width)]
             width_in = width
         self.body = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1))
+        for layer in self.body.modules():
+            if isinstance(layer, nn.Conv2d):  # start by passing the input on, as airbench does
+                nn.init.dirac_(layer.weight.data[: layer.in_channels])
         self.embedding = embedding(width_in, embedding_dim)
 
     @torch.no_grad()

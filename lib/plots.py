@@ -16,7 +16,7 @@ from lib import losses, metrics, study
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 # one colour and one marker per loss, in every figure; one colour per class
-COLOURS = dict(zip(losses.HEADS, sns.color_palette("colorblind", len(losses.HEADS)), strict=True))
+COLOURS = dict(zip(losses.HEADS, np.array(sns.color_palette("colorblind"))[[7, 5, 2, 9, 0, 4, 6, 1, 3]], strict=True))
 MARKERS = dict(zip(losses.HEADS, "osv^DPX*h", strict=True))
 CLASS_COLOURS = sns.color_palette("tab10", 10)
 CLASS_MARKERS = "osv^DPX*h<"

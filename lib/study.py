@@ -34,7 +34,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 RECIPES = {
     "mnist": {"network": "SmallNet", "epochs": 4, "batch_size": 512, "lr": 0.1},
-    "cifar10": {"network": "AirNet", "epochs": 7, "low_res_epochs": 5, "batch_size": 512, "lr": 0.1},
+    "cifar10": {"network": "AirNet", "epochs": 8, "low_res_epochs": 6, "batch_size": 512, "lr": 0.1},
     "digits": {"network": "SmallNet", "epochs": 20, "batch_size": 64, "lr": 0.05},
 }
 SEEDS = {"mnist": 5, "cifar10": 2}
@@ -81,7 +81,8 @@ def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
 
 def plan(study: str) -> list[Config]:
     """The main runs of a data set: every head, seeds in the outer loop, so that a part is a smaller study."""
-    return [recipe(study, head, seed) for seed in range(SEEDS[study]) for head in losses.HEADS]
+    seeds = min(SEEDS[study], 2) if smoke() else SEEDS[study]
+    return [recipe(study, head, seed) for seed in range(seeds) for head in losses.HEADS]
 
 
 def smoke() -> bool:
@@ -146,7 +147,7 @@ def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
 
 
 def environment(device: torch.device) -> dict:
-    """Where a run was trained: device, precision, versions, commit, date."""
+    """Where a run was trained: device, dtype of the matrix products, versions, commit, date."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -155,7 +156,7 @@ def environment(device: torch.device) -> dict:
         name = f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{device.type}, {cpu}"
     return {
         "device": name,
-        "precision": "bf16" if train.has_bf16(device) else "fp32",
+        "dtype": "bf16" if train.has_bf16(device) else "fp32",
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         },
@@ -234,10 +235,9 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     rows are then those that exist. Raises OSError before any training if records cannot be written.
     """
     path = folder("results") / f"{study}.jsonl"
-    if smoke():
-        configs = list(dict.fromkeys(shrunk(c) for c in configs if c.seed < 2))
-    recorded = read(path)
-    missing = [c for c in configs if c not in recorded or os.environ.get("RETRAIN") == "1"]
+    configs = list(dict.fromkeys(map(shrunk, configs)))
+    records = read(path)
+    missing = [c for c in configs if c not in records or os.environ.get("RETRAIN") == "1"]
     if missing:
         _check_writable(path)
     deadline = time.time() + budget if budget else float("inf")
@@ -246,8 +246,8 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
         joblib.delayed(_train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
     )
     trained = dict(r for r in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout) if r)
-    recorded.update(trained)
-    done = [c for c in configs if c in recorded]
+    records.update(trained)
+    done = [c for c in configs if c in records]
     report = f"{study}: {len(done) - len(trained)} runs from {path.name}, {len(trained)} trained now"
     if len(done) < len(configs):
         report += f", {len(configs) - len(done)} left for the next start (time budget)"
@@ -255,12 +255,23 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     if log := os.environ.get("RUN_LOG"):
         with open(log, "a") as file:
             file.write(report + "\n")
-    return frame(recorded[c] for c in done)
+    return frame(records[c] for c in done)
+
+
+def recorded(study: str) -> pd.DataFrame:
+    """The rows of a study's plan from its records alone. Raises ValueError if one is missing."""
+    path = folder("results") / f"{study}.jsonl"
+    records = read(path)
+    configs = list(dict.fromkeys(map(shrunk, plan(study))))
+    missing = [c for c in configs if c not in records]
+    if missing:
+        raise ValueError(f"{path.name} lacks {len(missing)} of {len(configs)} runs: `make study` trains them")
+    return frame(records[c] for c in configs)
 
 
 def frame(records) -> pd.DataFrame:
     """Records as rows: config fields, metrics, history, seconds, device, commit."""
-    columns = ("history", "seconds", "device", "precision", "commit", "date")
+    columns = ("history", "seconds", "device", "commit", "date")
     return pd.DataFrame([{**r["config"], **r["metrics"], **{c: r[c] for c in columns}} for r in records])
 
 
