@@ -188,8 +188,9 @@ class CosFace(Head):
 class ArcFace(Head):
     """cos(theta_y + m): additive angular margin (Deng et al. 2019, arXiv 1801.07698, eq. 3).
 
-    Faces: m = 0.5, s = 64. The published formula rises again for theta_y + m > pi and so allows
-    a collapse with all centres in one point; ``psi`` removes it.
+    Faces: m = 0.5, s = 64. The published formula rises again for theta_y + m > pi, which allows a
+    collapse with all centres in one point and a small loss at chance accuracy. ``psi`` makes that
+    state costly; what keeps a training out of it is the margin warm-up (see notebook 02).
     """
 
     def __init__(self, num_classes, embedding_dim, *, s=16.0, m=0.3):
