@@ -1,0 +1,84 @@
+# `make` or `make help` lists the targets. PROFILE=smoke builds in .smoke/ in minutes, from runs of
+# seconds, and leaves every committed file alone; RETRAIN=1 trains the recorded runs anew.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+ifeq ($(PROFILE),smoke)
+BUILD := .build/smoke
+OUT := .smoke/
+else ifeq ($(PROFILE),)
+BUILD := .build/full
+OUT :=
+else
+$(error PROFILE=$(PROFILE) is unknown: leave it out or use PROFILE=smoke)
+endif
+
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+STAMPS := $(NOTEBOOKS:notebooks/%.ipynb=$(BUILD)/%.done)
+INPUTS := $(wildcard lib/*.py lib/*.mplstyle $(OUT)results/*.jsonl)
+PDF := $(OUT)report/report.pdf
+LAYOUT := report/metadata.yml report/references.bib lib/report.typ lib/crossref.lua
+
+export LASTNAME FIRSTNAME ID REPO
+export RUN_LOG := $(CURDIR)/$(BUILD)/runs.log
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help report test lab submission colab study clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+report: .venv/.installed ## data, notebooks, figures and report/report.pdf: whatever is out of date
+	@mkdir -p $(BUILD) && rm -f "$$RUN_LOG" && touch $(BUILD)/started
+	@$(MAKE) -s --no-print-directory $(PDF)
+	@$(PY) -m lib.export summary $(BUILD)/started "$$RUN_LOG"
+
+test: .venv/.installed ## style and tests; nothing is downloaded
+	@$(PY) -m ruff check .
+	@$(PY) -m pytest
+
+lab: .venv/.installed ## open JupyterLab
+	@$(PY) -m jupyter lab
+
+submission: .venv/.installed ## LASTNAME=… FIRSTNAME=… ID=…: the zip to hand in
+	@$(PY) -m lib.export check-name "$$LASTNAME" "$$FIRSTNAME" "$$ID"
+	@$(MAKE) --no-print-directory report
+	@$(PY) -m lib.export submission "$$LASTNAME" "$$FIRSTNAME" "$$ID"
+
+colab: .venv/.installed ## REPO=owner/name: write the repository's address and the Colab badges
+	@$(PY) -m lib.export colab "$$REPO"
+
+study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time
+	@$(PY) -m lib.study $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
+
+clean: ## remove stamps, the smoke profile's files and caches
+	rm -rf .build .smoke .pytest_cache .ruff_cache .hypothesis lib/__pycache__ tests/__pycache__
+
+.venv/.installed: results/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "error: $(PYTHON) is missing or older than 3.10: install Python or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --disable-pip-version-check -r results/requirements.lock
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+data/.ready: | .venv/.installed
+	@$(PY) -m lib.export data
+	@touch $@
+
+# executing in place makes the notebook newer than its inputs, and the stamp newer than the notebook
+$(BUILD)/%.done: notebooks/%.ipynb $(INPUTS) $(if $(RETRAIN),FORCE) | data/.ready
+	@mkdir -p $(BUILD)
+	@$(PY) -m lib.export execute $<
+	@touch $@
+
+# a notebook's new records are no reason to execute those before it again
+$(BUILD)/report.done: report/report.ipynb $(STAMPS) $(INPUTS)
+	@touch $(STAMPS)
+	@$(PY) -m lib.export execute $<
+	@touch $@
+
+$(PDF): $(BUILD)/report.done $(LAYOUT) $(INPUTS) $(wildcard $(OUT)figures/*.png)
+	@$(PY) -m lib.export report
