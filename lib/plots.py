@@ -9,7 +9,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from lib import losses, metrics, study
 
@@ -28,16 +28,26 @@ def save(fig: Figure, name: str) -> None:
     fig.savefig(study.folder("figures") / f"{name}.png", metadata={"Software": None})
 
 
-def curves(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str] | None = None, scale: float = 1.0) -> None:
-    """history[key] per epoch for each loss: mean over seeds and, from two seeds on, a 95 % band."""
-    for head in heads or frame["head"].unique():
-        values = scale * np.array([h[key] for h in frame.loc[frame["head"] == head, "history"]])  # (seeds, epochs)
-        epochs = np.arange(1, values.shape[1] + 1)
-        mean, low, high = np.transpose([metrics.interval(column) for column in values.T])
+def curves(
+    ax: Axes, frame: pd.DataFrame, key: str, heads: list[str] | None = None, scale: float = 1.0, log: bool = False
+) -> None:
+    """history[key] per epoch for each loss (or those in heads): mean over seeds and 95 % band."""
+    values = {
+        head: scale * np.array([h[key] for h in group["history"]])  # (seeds, epochs)
+        for head, group in frame.groupby("head", sort=False)
+    }
+    for head, (mean, low, high) in metrics.means(values).items():
+        if heads and head not in heads:
+            continue
+        epochs = np.arange(1, len(mean) + 1)
         ax.plot(epochs, mean, color=COLOURS[head], marker=MARKERS[head], label=head)
-        ax.fill_between(epochs, low, high, color=COLOURS[head], alpha=0.15, linewidth=0)
+        ax.fill_between(epochs, low, high, color=COLOURS[head], alpha=0.15, lw=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
+    if log:
+        ax.set_yscale("log")
+        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> None:
@@ -53,15 +63,26 @@ def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> 
 
 def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
     """One row per loss: every seed as a dot, the mean and its 95 % interval over them."""
-    heads = list(frame["head"].unique())
-    for row, head in enumerate(heads):
-        values = scale * frame.loc[frame["head"] == head, metric]
-        mean, low, high = metrics.interval(values)
-        ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
-        ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
-        ax.plot(values, np.full(len(values), row + 0.25), ".", color="0.45", markersize=4)
-    ax.set_yticks(range(len(heads)), heads)
+    values = metrics.by_loss(frame, metric)
+    for row, (head, (mean, low, high)) in enumerate(metrics.means(values).items()):
+        _interval(ax, row, head, scale * mean, scale * low, scale * high)
+        ax.plot(scale * values[head], np.full(len(values[head]), row + 0.3), ".", color="0.45", markersize=4)
+    ax.set_yticks(range(len(values)), values)
     ax.invert_yaxis()
+
+
+def difference(ax: Axes, table: pd.DataFrame) -> None:
+    """Forest plot of ``metrics.differences``: mean and interval of each loss minus the reference."""
+    for row, (head, difference) in enumerate(table.iterrows()):
+        _interval(ax, row, head, *difference[["mean", "low", "high"]])
+    ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
+    ax.set_yticks(range(len(table)), table.index)
+    ax.invert_yaxis()
+
+
+def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
+    ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
+    ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
 
 
 def confusion(ax: Axes, matrix: np.ndarray, classes: list[str]) -> None:
@@ -148,16 +169,6 @@ def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
     result = np.empty_like(placed)
     result[order] = placed - (placed.mean() - heights.mean())
     return result
-
-
-def difference(ax: Axes, table: pd.DataFrame) -> None:
-    """Forest plot of ``metrics.differences``: mean and interval of each loss minus the reference."""
-    for row, (head, difference) in enumerate(table.iterrows()):
-        ax.plot([difference["low"], difference["high"]], [row, row], color=COLOURS[head], linewidth=2)
-        ax.plot(difference["mean"], row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
-    ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
-    ax.set_yticks(range(len(table)), table.index)
-    ax.invert_yaxis()
 
 
 def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str]) -> None:
