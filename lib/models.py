@@ -68,7 +68,7 @@ class AirNet(nn.Module):
         self.whiten.weight.requires_grad = False
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.embedding(self.body(self.whiten(images)).flatten(1))
+        return self.embedding(self.body(self.whiten(images).relu()).flatten(1))
 
 
 NETWORKS = {"SmallNet": SmallNet, "AirNet": AirNet}

@@ -34,7 +34,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 RECIPES = {
     "mnist": {"network": "SmallNet", "epochs": 4, "batch_size": 512, "lr": 0.1},
-    "cifar10": {"network": "AirNet", "epochs": 8, "low_res_epochs": 6, "batch_size": 512, "lr": 0.1},
+    "cifar10": {"network": "AirNet", "epochs": 8, "low_res_epochs": 4, "batch_size": 256, "lr": 0.2},
     "digits": {"network": "SmallNet", "epochs": 20, "batch_size": 64, "lr": 0.05},
 }
 SEEDS = {"mnist": 3, "cifar10": 2}
@@ -294,8 +294,8 @@ def _train_one(config: Config, path: Path, deadline: float, threads: int) -> tup
     return config, record
 
 
-def embeddings(config: Config) -> dict[str, np.ndarray]:
-    """The first test embeddings of a trained run: x (N, d), labels y (N,), centres W (C, d).
+def embeddings(config: Config) -> dict:
+    """The first test embeddings of a trained run: x (N, d), labels y (N,), centres W (C, d), its record.
 
     Every run of seed 0 leaves them in results/embeddings/; a missing one is trained now.
     """
@@ -304,7 +304,7 @@ def embeddings(config: Config) -> dict[str, np.ndarray]:
     if not path.exists():
         _keep_embeddings(config, *execute(config))
     with np.load(path) as stored:
-        return {**stored, "x": stored["x"].astype(np.float32)}
+        return {**stored, "x": stored["x"].astype(np.float32), "record": json.loads(str(stored["record"]))}
 
 
 def _embeddings_path(config: Config) -> Path:
