@@ -172,7 +172,7 @@ def _folder(path: Path, size: int) -> Data:
         try:
             images.append(resize(folder.loader(file)))
             labels.append(label)
-        except OSError:
+        except (OSError, ValueError):
             broken.append(file)
     if broken:
         raise ValueError(f"{path}: {len(broken)} unreadable images, the first is {broken[0]}: replace or delete them")
@@ -188,7 +188,7 @@ def _split_all(name: str, everything: Split, classes: list[str], **augmentation)
     rest, test = holdout(everything, max(N // 5, C))
     train, val = holdout(rest, max(N // 10, C))
     pixels = train.images.double() / 255
-    mean, std = (stat(pixels, dim=(0, 2, 3)) for stat in (torch.mean, torch.std))
+    mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp_min(1 / 255)
     return Data(name, train, val, test, classes, tuple(mean.tolist()), tuple(std.tolist()), **augmentation)
 
 

@@ -16,6 +16,7 @@ runs in fp32 at least, also under autocast, because in half precision a guard su
 rounds to 1.
 """
 
+import functools
 import math
 
 import torch
@@ -83,17 +84,17 @@ class Head(nn.Module):
         """
         self._check(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, self.W.dtype))
+            x, W = self._precise(x, self.W)
             norm = x.norm(dim=1)  # (B,)
             if (norm == 0).any():
                 raise ValueError(
                     "an embedding has length zero, so it has no angle: remove the ReLU behind the embedding "
                     "layer or lower the learning rate"
                 )
-            cos_theta = F.linear(x / norm[:, None], F.normalize(self.W))  # (B, C)
+            cos_theta = F.linear(x / norm[:, None], F.normalize(W))  # (B, C)
             if y is None:
                 return self.s * cos_theta
-            if self.training:
+            if self.training and len(x):
                 self.observe(cos_theta.detach(), norm.detach(), y)
             cos_y = cos_theta.gather(1, y[:, None]).squeeze(1)  # (B,)
             target = self.target(cos_y, y, norm.detach())  # (B,)
@@ -114,6 +115,12 @@ class Head(nn.Module):
 
     def observe(self, cos_theta: Tensor, norm: Tensor, y: Tensor) -> None:
         """Update running statistics from a training batch (no gradient); most heads have none."""
+
+    @staticmethod
+    def _precise(*tensors: Tensor) -> list[Tensor]:
+        """The tensors in their most precise dtype, at least fp32."""
+        dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+        return [t.to(dtype) for t in tensors]
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         C, d = self.W.shape
@@ -148,7 +155,7 @@ class Softmax(Head):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         self._check(x, y)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(torch.promote_types(x.dtype, self.W.dtype)), self.W, self.b)
+            return F.linear(*self._precise(x, self.W, self.b))
 
 
 class NormFace(Head):
@@ -262,7 +269,8 @@ class AdaFace(Head):
 
     def quality(self, norm: Tensor) -> Tensor:
         """k in [-1, 1] of embeddings of these lengths, both (B,); -1 is low quality."""
-        return (self.h * (norm.clamp(1e-3, 100) - self.mu) / (self.sigma + 1e-3)).clamp(-1, 1)
+        norm, mu, sigma = self._precise(norm, self.mu, self.sigma)
+        return (self.h * (norm.clamp(1e-3, 100) - mu) / (sigma + 1e-3)).clamp(-1, 1)
 
     def target(self, cos_y, y, norm):
         k, m = self.quality(norm), self.w * self.m
@@ -294,7 +302,8 @@ class AdaLoss(Head):
     @property
     def margins(self) -> Tensor:
         """The margin m_c of every class now, (C,), in radians."""
-        relative = self.d / self.d.mean().clamp_min(1e-12)
+        (d,) = self._precise(self.d)
+        relative = d / d.mean().clamp_min(1e-12)
         return (self.m * self.w * relative**self.gamma).clamp(self.m_min, self.m_max)
 
     def target(self, cos_y, y, norm):

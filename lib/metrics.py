@@ -109,14 +109,17 @@ def by_loss(frame: pd.DataFrame, metric: str) -> dict[str, np.ndarray]:
 
 
 def summary(frame: pd.DataFrame, columns: dict[str, tuple[str, float, int]]) -> pd.DataFrame:
-    """A table by loss: n and, per column, the mean ± half the 95 % interval of ``means``.
+    """A table by loss: n and, per column, the mean ± half the 95 % interval of ``means`` if there is one.
 
     columns: heading -> (metric, factor, decimals), for instance {"accuracy (%)": ("test_accuracy", 100, 2)}.
     """
     table = frame.groupby("head", sort=False).size().rename("n").to_frame().rename_axis("loss")
     for heading, (metric, factor, decimals) in columns.items():
         intervals = {head: factor * v for head, v in means(by_loss(frame, metric)).items()}
-        table[heading] = [f"{v[0]:.{decimals}f} ± {v[2] - v[0]:.{decimals}f}" for v in intervals.values()]
+        table[heading] = [
+            f"{mean:.{decimals}f}" + (f" ± {high - mean:.{decimals}f}" if np.isfinite(high) else "")
+            for mean, _, high in intervals.values()
+        ]
     return table
 
 
@@ -146,6 +149,13 @@ def differences(
         contrast[names.index(head)], contrast[names.index(reference)] = 1, -1
         mean, half = contrast @ effects, t * np.sqrt(contrast @ covariance @ contrast)
         verdict = "higher" if mean > half else "lower" if mean < -half else "no difference shown"
+        verdict = verdict if df else "one seed, nothing can be said"
         n = int(loss[:, names.index(head)].sum())
         rows.append({"loss": head, "n": n, "mean": mean, "low": mean - half, "high": mean + half, "verdict": verdict})
     return pd.DataFrame(rows).set_index("loss")
+
+
+def bracket(row: pd.Series, digits: int = 2) -> str:
+    """A row of ``differences`` as text: mean and, in brackets, its interval."""
+    interval = f"[{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]" if pd.notna(row["low"]) else "(no interval)"
+    return f"{row['mean']:+.{digits}f} {interval}"

@@ -37,7 +37,15 @@ RECIPES = {
     "cifar10": {"network": "AirNet", "epochs": 8, "low_res_epochs": 4, "batch_size": 256, "lr": 0.2},
     "digits": {"network": "SmallNet", "epochs": 20, "batch_size": 64, "lr": 0.05},
 }
-SEEDS = {"mnist": 3, "cifar10": 2}
+# the main runs: which losses, how many seeds
+MAIN = {
+    "mnist": (tuple(losses.HEADS), 3),
+    "cifar10": (("Softmax", "CosFace", "ArcFace", "AdaFace", "AdaLoss"), 1),
+}
+
+
+def _float(value):
+    return float(value) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,10 @@ class Config:
 
     def __post_init__(self):
         pairs = self.constants.items() if isinstance(self.constants, dict) else map(tuple, self.constants)
-        object.__setattr__(self, "constants", tuple(sorted(pairs)))
+        object.__setattr__(self, "constants", tuple(sorted((k, _float(v)) for k, v in pairs)))
+        for field in dataclasses.fields(self):
+            if field.type in (float, "float"):  # 1 and 1.0 are the same run, so they need the same key
+                object.__setattr__(self, field.name, _float(getattr(self, field.name)))
         if self.head not in losses.HEADS:
             raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.HEADS)}")
 
@@ -80,9 +91,11 @@ def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
 
 
 def plan(study: str) -> list[Config]:
-    """The main runs of a data set: every head, seeds in the outer loop, so that a part is a smaller study."""
-    seeds = min(SEEDS[study], 2) if smoke() else SEEDS[study]
-    return [recipe(study, head, seed) for seed in range(seeds) for head in losses.HEADS]
+    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study."""
+    if study not in MAIN:
+        raise ValueError(f"unknown study {study!r}: choose one of {', '.join(MAIN)}")
+    heads, seeds = MAIN[study]
+    return [recipe(study, head, seed) for seed in range(min(seeds, 2) if smoke() else seeds) for head in heads]
 
 
 def smoke() -> bool:
@@ -160,7 +173,7 @@ def environment(device: torch.device) -> dict:
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         },
-        "commit": _commit(),
+        "commit": COMMIT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
 
@@ -173,6 +186,9 @@ def _commit() -> str:
         return commit + ("+" if git(["git", "status", "--porcelain", "lib"]).stdout.strip() else "") or "unknown"
     except OSError:
         return "unknown"
+
+
+COMMIT = _commit()  # of the code as it was loaded, whatever is committed while a run lasts
 
 
 def _rounded(value):
@@ -196,6 +212,7 @@ def read(path: Path) -> dict[Config, dict]:
             continue
         try:
             record = json.loads(line)
+            record["metrics"], record["history"]
             records[Config(**record["config"])] = record
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # no newline behind it
@@ -207,6 +224,13 @@ def read(path: Path) -> dict[Config, dict]:
     return records
 
 
+def _whole(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
 def append(path: Path, record: dict) -> None:
     """Add one record as one line, whole or not at all, also with several processes at work."""
     line = json.dumps(record).encode() + b"\n"
@@ -214,16 +238,25 @@ def append(path: Path, record: dict) -> None:
         with FileLock(f"{path}.lock"), path.open("ab+") as file:
             file.seek(0)
             content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)  # drops a torn last line
+            last = content[content.rfind(b"\n") + 1 :]
+            if last and _whole(last):
+                line = b"\n" + line  # only its newline is missing
+            else:
+                file.truncate(len(content) - len(last))  # drops a torn last line
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        with tempfile.NamedTemporaryFile("wb", suffix=f"-{path.name}", delete=False) as copy:
-            copy.write(line)
+        try:
+            with tempfile.NamedTemporaryFile("wb", suffix=f"-{path.name}", delete=False) as copy:
+                copy.write(line)
+            kept = f"kept in {copy.name}"
+        except OSError:
+            print(line.decode(), file=sys.stderr)
+            kept = "printed above"
         raise OSError(
             f"{path} cannot be written ({error.strerror}): free space or make it writable, "
-            f"then append the finished run kept in {copy.name}"
+            f"then append the finished run {kept}"
         ) from error
 
 
@@ -240,7 +273,7 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     missing = [c for c in configs if c not in records or os.environ.get("RETRAIN") == "1"]
     if missing:
         _check_writable(path)
-    deadline = time.time() + budget if budget else float("inf")
+    deadline = time.time() + budget if budget is not None else float("inf")
     threads = max(1, (os.cpu_count() or 1) // n_jobs)
     jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
         joblib.delayed(_train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
@@ -283,14 +316,14 @@ def _check_writable(path: Path) -> None:
 
 
 def _train_one(config: Config, path: Path, deadline: float, threads: int) -> tuple[Config, dict] | None:
-    if time.time() > deadline:
+    if time.time() >= deadline:
         return None
     if threads:
         torch.set_num_threads(threads)
     model, data, record = execute(config, progress=not threads)
+    append(path, record)
     if config.seed == 0:
         _keep_embeddings(config, model, data, record)
-    append(path, record)
     return config, record
 
 
@@ -326,14 +359,17 @@ def _keep_embeddings(config: Config, model: models.Classifier, data: datasets.Da
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train what is missing of the main study.")
-    parser.add_argument("studies", nargs="*", default=list(SEEDS))
+    parser.add_argument("studies", nargs="*", default=list(MAIN))
     parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
     options = parser.parse_args()
     start = time.time()
-    for study in options.studies:
-        left = options.budget and max(1.0, options.budget - (time.time() - start))
-        runs(plan(study), study, n_jobs=options.jobs, budget=left)
+    try:
+        for study in options.studies:
+            left = None if options.budget is None else options.budget - (time.time() - start)
+            runs(plan(study), study, n_jobs=options.jobs, budget=left)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

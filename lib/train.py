@@ -60,16 +60,13 @@ def fit(
     model.to(device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(data.train) // batch_size)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},  # biases and normalisation
-        ],
-        lr=lr, momentum=momentum, nesterov=momentum > 0,
-    )  # fmt: skip
+    optimizer = _sgd(model, lr, momentum, weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=lr, total_steps=epochs * steps, pct_start=0.25, cycle_momentum=False
+        optimizer,
+        max_lr=lr,
+        total_steps=max(5, epochs * steps),  # its peak at a quarter needs that many
+        pct_start=0.25,
+        cycle_momentum=False,
     )
     history: dict[str, list] = {}
     seconds = 0.0
@@ -124,6 +121,16 @@ def fit(
         )
     bar.close()
     return history
+
+
+def _sgd(model: Classifier, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Network and centres in one optimizer; biases and normalisation do not decay."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
 @torch.no_grad()

@@ -1,0 +1,316 @@
+"""The way from notebooks to the PDF, the submission and the Colab links."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from matplotlib import image
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pypdf import PdfReader
+
+from lib import export
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = 'import sys\n\nREPO = ""  # the address\n'
+REPORT = """# A study
+
+## Abstract
+
+Nine heads, **one** protocol, 99.6 % at best.
+
+## Introduction
+
+ArcFace [@deng2019arcface; @wang2018cosface] adds a margin; see @sec:method, @eq:loss, @fig:curve, @tbl:heads,
+@lst:margin and @sec:the-code.^[A footnote.]
+1. a list right below its sentence
+
+## Method
+
+$$ L = -\\log \\frac{e^{s\\cos(\\theta_y + m)}}{\\|x\\|\\;} $$ {#eq:loss}
+
+![What the margin does, by @eq:loss.](../figures/02_curve.png){#fig:curve}
+
+| head | m |
+|:-----|--:|
+| ArcFace | 0.5 |
+
+: The heads. {#tbl:heads}
+
+```{.python #lst:margin caption="The margin $m$."}
+theta = theta + m
+```
+
+## References
+
+## The code {.appendix}
+
+One module per step."""
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A small project in tmp_path: two notebooks, a report with one figure, README and pyproject.toml."""
+    monkeypatch.setattr(export, "PROJECT", tmp_path)
+    monkeypatch.delenv("PROFILE", raising=False)
+    for name in ("notebooks", "figures", "report"):
+        (tmp_path / name).mkdir()
+    for name in ("metadata.yml", "references.bib"):
+        shutil.copy(ROOT / "report" / name, tmp_path / "report")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "README.md").write_text("# Study\n\nText.\n")
+    image.imsave(tmp_path / "figures" / "02_curve.png", np.eye(40))
+    for name in ("01_first", "02_second"):
+        save = 'plots.save(fig, "02_curve")'
+        notebook(tmp_path / "notebooks" / f"{name}.ipynb", "# Title", new_code_cell(SETUP), new_code_cell(save))
+    notebook(tmp_path / "report" / "report.ipynb", new_code_cell(SETUP), REPORT)
+    return tmp_path
+
+
+def notebook(path: Path, *cells) -> Path:
+    cells = [new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def pdf(workspace: Path, *cells, **title) -> PdfReader:
+    notebook(workspace / "report" / "report.ipynb", *cells)
+    return PdfReader(io.BytesIO(export.report(**title)))
+
+
+def words(reader: PdfReader) -> str:
+    return " ".join(" ".join(page.extract_text() for page in reader.pages).split())
+
+
+def tagged(source: str, *tags, outputs=()):
+    return new_code_cell(source, metadata={"tags": list(tags)}, outputs=list(outputs))
+
+
+def test_the_report_holds_what_was_written(workspace):
+    reader = pdf(workspace, REPORT, author="Ada Lovelace", id="42")
+    text = words(reader)
+    for part in (
+        "does an adaptive margin beat a fixed one?", "Ada Lovelace", "ID 42", "Abstract", "Contents",
+        "1 Introduction", "2 Method", "A The code", "Section 2", "Equation (1)", "Figure 1.", "Table 1.", "Listing 1.",
+        "Appendix A", "[1], [2]", "ArcFace: Additive Angular Margin Loss", "A footnote.", "1. a list right below",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "A study" not in text and "NormFace" not in text  # the notebook's title; a source not cited
+    assert len(reader.pages) == 2
+    assert sum(len(page.images) for page in reader.pages) == 1
+    assert reader.metadata.author == "Ada Lovelace"
+
+
+def test_the_same_inputs_give_the_same_bytes(workspace):
+    assert export.report() == export.report()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("See @fig:nowhere.", "undefined reference @fig:nowhere"),
+        ("See @eq:a [@deng2019arcface].\n\n## References", "undefined reference @eq:a"),
+        ("As shown [@nobody2020].\n\n## References", "unknown citation @nobody2020: add it to references.bib"),
+        ("As shown [@deng2019arcface].", "add the section ## References"),
+        ("![A caption.](../figures/missing.png)", "image ../figures/missing.png is missing"),
+        ("![](../figures/02_curve.png)", "no caption"),
+        ("$$ \\notacommand{x} $$", "notacommand"),
+        ("$\\overset{a}{b}$", "\\overset converts wrongly"),
+        ("A line<br>break", "<br>"),
+        ("\\begin{equation} x \\end{equation}", "raw tex"),
+        ("$$ a $$ {#eq:a}\n\n$$ b $$ {#eq:a}", "eq:a is defined twice"),
+        ("## Method\n\ntext\n\n## Method {#sec:method}", "sec:method is defined twice"),
+    ],
+)
+def test_a_hole_in_the_page_fails_with_its_name(workspace, text, message):
+    with pytest.raises(ValueError) as error:
+        pdf(workspace, "# Title\n\n## Section\n\n" + text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_code_and_prints_are_shown_only_where_asked(workspace):
+    stream = new_output("stream", text="printed\n")
+    table = new_output("display_data", {"text/markdown": "a **computed** sentence", "text/plain": "<Markdown>"})
+    text = words(
+        pdf(
+            workspace,
+            "# Title\n\n## Section",
+            tagged("quiet_code()", outputs=[stream, table]),
+            tagged("setup_code()", "setup", outputs=[table]),
+            tagged("shown_code()", "listing", outputs=[new_output("stream", text="7.94\n")]),
+        )
+    )
+    assert text.count("a computed sentence") == 1
+    assert "shown_code()" in text and "7.94" in text
+    assert not [part for part in ("quiet_code", "setup_code", "printed", "<Markdown>") if part in text]
+
+
+def test_a_table_for_browsers_only_fails(workspace):
+    html = new_output("display_data", {"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"})
+    with pytest.raises(ValueError, match="raw html is dropped"):
+        pdf(workspace, "## Section", new_code_cell("frame", outputs=[html]))
+
+
+@pytest.mark.parametrize("line", ["date: 2026-11-23", "course:"])
+def test_metadata_without_an_entry_fails(workspace, line):
+    path = workspace / "report" / "metadata.yml"
+    path.write_text("".join(kept for kept in path.read_text().splitlines(True) if not kept.startswith(line)))
+    with pytest.raises(ValueError, match=rf"metadata.yml.*{line.split(':')[0]}"):
+        export.report()
+
+
+def test_letters_that_no_font_here_has_fail(workspace, monkeypatch):
+    monkeypatch.setattr(export.font_manager, "findSystemFonts", list)
+    with pytest.raises(ValueError, match="no font here shows '学'"):
+        export.report(author="学")
+    assert export.report(author="Łukasz Ωμέγα Ильич Ngô")
+
+
+def test_nbconvert_takes_the_exporter_by_its_path(workspace):
+    path = workspace / "report" / "report.ipynb"
+    command = [sys.executable, "-m", "nbconvert", "--to", "lib.export.ReportExporter", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_execute_runs_in_the_notebooks_folder_and_keeps_no_times(workspace, capsys):
+    bar = "from tqdm import tqdm; import sys\nfor i in tqdm(range(3), file=sys.stdout): pass"
+    source = notebook(workspace / "notebooks" / "01_first.ipynb", "# Part", new_code_cell("%pwd"), new_code_cell(bar))
+    export.execute(source, workspace / "out" / "01_first.ipynb")
+    nb = export.read(workspace / "out" / "01_first.ipynb")
+    assert str(workspace / "notebooks") in nb.cells[1].outputs[0]["data"]["text/plain"]
+    assert nb.cells[2].outputs[0].text.count("it/s") == 1  # one bar, not its whole course
+    assert "execution" not in nb.cells[1].metadata
+    assert "Part" in capsys.readouterr().out
+
+
+def test_a_failing_cell_is_named_and_nothing_is_written(workspace):
+    source = notebook(workspace / "notebooks" / "01_first.ipynb", "## The part {#sec:a}", new_code_cell("1 / 0"))
+    before = source.read_text()
+    with pytest.raises(ValueError, match=r"^01_first.ipynb, section 'The part': ZeroDivisionError: division by zero$"):
+        export.execute(source, source)
+    assert source.read_text() == before
+
+
+def test_submission_holds_everything_under_that_name(workspace):
+    (workspace / "report" / "report.pdf").write_bytes(b"%PDF")
+    path = export.submission(" Van  Dyk", "Anne-Marie", "a1")
+    first = path.read_bytes()
+    assert path == workspace / "Van-Dyk_Anne-Marie_a1_Project1.zip"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        reader = PdfReader(io.BytesIO(archive.read("Van-Dyk_Anne-Marie_a1_Project1.pdf")))
+        script = archive.read("notebooks/01_first.py").decode()
+    assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py"} < set(names)
+    assert {f"lib/{p.name}" for p in (ROOT / "lib").glob("*.py")} < set(names)
+    assert "Anne-Marie Van Dyk" in words(reader) and "ID a1" in words(reader)
+    compile(script, "01_first.py", "exec")
+    os.utime(workspace / "figures" / "02_curve.png", (0, 0))
+    assert export.submission("Van Dyk", "Anne-Marie", "a1").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "lastname, firstname, id, stem",
+    [
+        ("Lovelace", "Ada", "1234567", "Lovelace_Ada_1234567_Project1"),
+        ("O'Brien", "Zoe\u0308", "x9", "OBrien_Zo\u00eb_x9_Project1"),
+        ("李", "小龙", "7", "李_小龙_7_Project1"),
+    ],
+)
+def test_submission_names(lastname, firstname, id, stem):
+    assert export.submission_name(lastname, firstname, id) == stem
+
+
+@pytest.mark.parametrize(
+    "lastname, firstname, id, message",
+    [
+        ("", "Ada", "1", "LASTNAME is empty"),
+        ("Lovelace", " - ", "1", "FIRSTNAME is empty"),
+        ("../up", "Ada", "1", "LASTNAME '../up' holds './'"),
+        ("Love_lace", "Ada", "1", "holds '_'"),
+        ("Lovelace", "Ada", "", "ID '' is not"),
+        ("Lovelace", "Ada", "12/3", "ID '12/3' is not"),
+    ],
+)
+def test_wrong_names_get_cause_and_cure(lastname, firstname, id, message):
+    with pytest.raises(ValueError) as error:
+        export.submission_name(lastname, firstname, id)
+    assert message in str(error.value) and "make submission LASTNAME=" in str(error.value)
+
+
+def test_submission_without_its_parts(workspace):
+    with pytest.raises(ValueError, match=r"^report/report.pdf missing: run `make report`$"):
+        export.submission("Lovelace", "Ada", "1")
+    (workspace / "report" / "report.pdf").write_bytes(b"%PDF")
+    (workspace / "figures" / "02_curve.png").unlink()
+    with pytest.raises(ValueError, match=r"figures/02_curve.png missing"):
+        export.submission("Lovelace", "Ada", "1")
+    assert not list(workspace.glob("*.zip"))
+
+
+def test_the_smoke_profile_stays_in_its_folder(workspace, monkeypatch):
+    monkeypatch.setenv("PROFILE", "smoke")
+    with pytest.raises(ValueError, match=r"\.smoke/report/report.ipynb is missing: run `make report`"):
+        export.report()
+    assert export.folder("figures") == workspace / ".smoke" / "figures"
+
+
+def test_colab_writes_address_and_badges_once(workspace):
+    assert "colab-badge" not in (workspace / "notebooks" / "01_first.ipynb").read_text()
+    assert len(export.colab("ada/margins")) == 5
+    once = {path: path.read_text() for path in workspace.rglob("*.*") if path.suffix in {".ipynb", ".md", ".toml"}}
+    assert export.colab("ada/margins") == []
+    for name in ("01_first", "02_second"):
+        link = f"https://colab.research.google.com/github/ada/margins/blob/main/notebooks/{name}.ipynb"
+        nb = export.read(workspace / "notebooks" / f"{name}.ipynb")
+        assert nb.cells[0].source.count(link) == 1 and nb.cells[0].source.endswith("# Title")
+        assert 'REPO = "https://github.com/ada/margins"  # the address' in nb.cells[1].source
+        assert once[workspace / "README.md"].count(link) == 1
+    assert "colab-badge" not in once[workspace / "report" / "report.ipynb"]
+    assert (
+        once[workspace / "pyproject.toml"].count('[project.urls]\nRepository = "https://github.com/ada/margins"') == 1
+    )
+    export.colab("bob/other.name")
+    assert "ada/margins" not in "".join(path.read_text() for path in once)
+    export.colab("ada/margins")
+    assert once == {path: path.read_text() for path in once}
+
+
+@pytest.mark.parametrize("repo", ["", "name", "owner/", "https://github.com/a/b", "a/b/c", "a b/c", "a/..", 'a/b"'])
+def test_colab_refuses_what_is_no_repository(workspace, repo):
+    with pytest.raises(ValueError, match="is not owner/name"):
+        export.colab(repo)
+
+
+def test_colab_writes_all_or_nothing(workspace):
+    notebook(workspace / "notebooks" / "02_second.ipynb", "# Title")
+    before = (workspace / "notebooks" / "01_first.ipynb").read_text()
+    with pytest.raises(ValueError, match=r"02_second.ipynb has no set-up cell"):
+        export.colab("ada/margins")
+    assert (workspace / "notebooks" / "01_first.ipynb").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["check-name", "", "Ada", "1"], "error: LASTNAME is empty"), (["colab", "x"], "error: REPO 'x'"), ([], "usage:")],
+)
+def test_the_command_line_prints_one_line(arguments, message):
+    done = subprocess.run([sys.executable, "-m", "lib.export", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(message) and done.stderr.count("\n") == 1
+
+
+def test_make_lists_its_targets_and_refuses_an_unknown_profile():
+    run = {"cwd": ROOT.parent, "capture_output": True, "text": True}
+    done = subprocess.run(["make", "-C", str(ROOT)], **run)
+    for target in ("report", "test", "lab", "submission", "colab", "study", "clean"):
+        assert f"make {target}" in done.stdout
+    assert "PROFILE=smok is unknown" in subprocess.run(["make", "-C", str(ROOT), "PROFILE=smok"], **run).stderr
