@@ -149,7 +149,7 @@ def differences(
         contrast[names.index(head)], contrast[names.index(reference)] = 1, -1
         mean, half = contrast @ effects, t * np.sqrt(contrast @ covariance @ contrast)
         verdict = "higher" if mean > half else "lower" if mean < -half else "no difference shown"
-        verdict = verdict if df else "one seed, nothing can be said"
+        verdict = verdict if df else "one seed: open"
         n = int(loss[:, names.index(head)].sum())
         rows.append({"loss": head, "n": n, "mean": mean, "low": mean - half, "high": mean + half, "verdict": verdict})
     return pd.DataFrame(rows).set_index("loss")

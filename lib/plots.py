@@ -9,7 +9,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lib import losses, metrics, study
 
@@ -46,17 +46,20 @@ def curves(
     ax.set_xlabel("epoch")
     if log:
         ax.set_yscale("log")
-        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis(LogFormatter(minor_thresholds=(2, 0.5)))
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
 
 
 def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> None:
-    """Write minimum and maximum of each loss's mean history[key] beside their points."""
-    for head in heads:
-        mean = np.mean([h[key] for h in frame.loc[frame["head"] == head, "history"]], axis=0)
-        for epoch, side in ((mean.argmin(), -11), (mean.argmax(), 6)):
+    """Write minimum and maximum of each loss's mean history[key] beside their points, the lower curve's
+    below and the others' above."""
+    means = {head: np.mean([h[key] for h in frame.loc[frame["head"] == head, "history"]], axis=0) for head in heads}
+    for head, mean in means.items():
+        for epoch in (mean.argmin(), mean.argmax()):
+            lowest = mean[epoch] == min(other[epoch] for other in means.values())
             ax.annotate(
-                f"{mean[epoch]:.3f}", (epoch + 1, mean[epoch]), (0, side), textcoords="offset points",
+                f"{mean[epoch]:.3f}", (epoch + 1, mean[epoch]), (0, -14 if lowest else 7), textcoords="offset points",
                 ha="center", fontsize=8, color=COLOURS[head],
             )  # fmt: skip
 
@@ -83,6 +86,8 @@ def difference(ax: Axes, table: pd.DataFrame) -> None:
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
     ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
     ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
+    if row == 0 and not np.isfinite(low):
+        ax.text(1, 1.02, "one seed: no intervals", transform=ax.transAxes, ha="right", fontsize=8, color="0.4")
 
 
 def confusion(ax: Axes, matrix: np.ndarray, classes: list[str]) -> None:
@@ -102,7 +107,7 @@ def images(axes: np.ndarray, pictures: torch.Tensor, titles: list[str]) -> None:
     for ax in axes.flat:
         ax.axis("off")
     for ax, picture, title in zip(axes.flat, pictures.cpu(), titles, strict=False):
-        ax.imshow(picture.permute(1, 2, 0).squeeze(), cmap="gray_r" if len(picture) == 1 else None)
+        ax.imshow(picture.permute(1, 2, 0).squeeze().numpy(), cmap="gray_r" if len(picture) == 1 else None)
         ax.set_title(title, fontsize=8, loc="center")
 
 
@@ -152,15 +157,14 @@ def margin_courses(ax: Axes, history: dict, classes: list[str]) -> None:
     """Each class's margin after every epoch, of one run; the classes are named at the right end."""
     margins = np.array(history["margins"])  # (epochs, C)
     epochs = np.arange(1, len(margins) + 1)
-    heights = _spread(margins[-1], 0.045 * np.ptp(margins) + 1e-9)
+    heights = spread(margins[-1], 0.045 * np.ptp(margins) + 1e-9)
     for c, name in enumerate(classes):
         ax.plot(epochs, margins[:, c], color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c])
         ax.annotate(name, (epochs[-1] * 1.02, heights[c]), va="center", fontsize=8, color=CLASS_COLOURS[c])
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylabel="margin $m_c$ (radians)")
+    ax.set(xlabel="epoch", ylabel="margin $m_c$ (radians)", xticks=epochs)
 
 
-def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
+def spread(heights: np.ndarray, gap: float) -> np.ndarray:
     """The heights pushed apart to at least this gap, in their order, so that labels do not overlap."""
     order = np.argsort(heights)
     placed = heights[order].copy()

@@ -156,7 +156,7 @@ def test_a_loss_with_fewer_seeds_is_compared_within_its_seeds():
 
 def test_without_a_second_seed_nothing_is_claimed():
     table = metrics.differences(long({"A": [1.0], "B": [9.0]}), "f1", "A")
-    assert math.isnan(table.loc["B", "low"]) and table.loc["B", "verdict"] == "one seed, nothing can be said"
+    assert math.isnan(table.loc["B", "low"]) and table.loc["B", "verdict"] == "one seed: open"
     assert metrics.summary(long({"A": [1.0]}), {"F1": ("f1", 1, 1)}).loc["A", "F1"] == "1.0"
 
 
