@@ -63,6 +63,7 @@ class Config:
     embedding_dim: int = 64
     epochs: int = 4
     low_res_epochs: int = 0
+    muon_lr: float = 0.0
     batch_size: int = 512
     lr: float = 0.1
     momentum: float = 0.9
@@ -136,7 +137,7 @@ def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, d
     head = losses.make(config.head, len(data.classes), config.embedding_dim, **dict(config.constants))
     model = models.Classifier(network, head)
     history = train.fit(
-        model, data, epochs=config.epochs, low_res_epochs=config.low_res_epochs, batch_size=config.batch_size,
+        model, data, epochs=config.epochs, low_res_epochs=config.low_res_epochs, muon_lr=config.muon_lr, batch_size=config.batch_size,
         lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
         margin_warmup=config.margin_warmup, seed=config.seed, progress=progress, name=config,
     )  # fmt: skip

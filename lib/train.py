@@ -4,7 +4,7 @@ import sys
 import time
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -43,6 +43,7 @@ def fit(
     weight_decay: float = 5e-4,
     margin_warmup: float = 1.0,
     low_res_epochs: int = 0,
+    muon_lr: float = 0.0,
     seed: int = 0,
     progress: bool = True,
     name: object = "",
@@ -50,7 +51,8 @@ def fit(
     """Train in place with one-cycle Nesterov SGD; returns the history, one value per epoch.
 
     margin_warmup: epochs over which the margins grow from zero. low_res_epochs: first epochs on
-    images of 3/4 the side, at about half the cost. seed: order and augmentation.
+    images of 3/4 the side, at about half the cost. muon_lr: above 0, Muon trains the convolutions
+    with it. seed: order and augmentation.
     The history holds loss (mean training loss, with margin), train_accuracy (label-free, running
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
     best temperature, so comparable between heads), seconds (training only, cumulative) and, for
@@ -60,14 +62,17 @@ def fit(
     model.to(device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(data.train) // batch_size)
-    optimizer = _sgd(model, lr, momentum, weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=lr,
-        total_steps=max(5, epochs * steps),  # its peak at a quarter needs that many
-        pct_start=0.25,
-        cycle_momentum=False,
-    )
+    optimizers, kernels = _optimizers(model, lr, momentum, weight_decay, muon_lr)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=optimizer.param_groups[0]["lr"],
+            total_steps=max(5, epochs * steps),  # its peak at a quarter needs that many
+            pct_start=0.25,
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
     history: dict[str, list] = {}
     seconds = 0.0
     bar = tqdm(total=epochs * steps, disable=not progress, unit="step", ncols=100, file=sys.stdout, mininterval=0.5)
@@ -87,10 +92,15 @@ def fit(
                     f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: "
                     f"lower lr, s or the margin of {name or model.head}"
                 )
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
-            optimizer.step()
-            schedule.step()
+            for kernel, matrix in kernels.items():
+                matrix.grad = _matrix(kernel.grad)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+            for matrix in kernels.values():
+                matrix.data *= len(matrix) ** 0.5 / matrix.norm()
             with torch.no_grad():
                 total_loss += loss
                 correct += (model.head(x).argmax(1) == y).float().mean()
@@ -123,14 +133,29 @@ def fit(
     return history
 
 
-def _sgd(model: Classifier, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Network and centres in one optimizer; biases and normalisation do not decay."""
+def _optimizers(model: Classifier, lr: float, momentum: float, weight_decay: float, muon_lr: float):
+    """SGD for network and centres, where biases and normalisation do not decay; with muon_lr, Muon
+    for the convolutions. Returns the optimizers and the matrices through which Muon sees the kernels.
+
+    Muon (Jordan et al. 2024) makes each step of a matrix orthogonal, so that no direction dominates.
+    Batch normalisation makes the length of a kernel irrelevant: it is held fixed, and muon_lr is
+    the relative length of a step.
+    """
     weights = [p for p in model.parameters() if p.requires_grad]
+    kernels = {p: nn.Parameter(_matrix(p.data)) for p in weights if p.ndim == 4 and muon_lr}
     groups = [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in weights if p.ndim > 1 and p not in kernels], "weight_decay": weight_decay},
         {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    optimizers = [torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)]
+    if kernels:
+        optimizers.append(torch.optim.Muon(kernels.values(), lr=muon_lr, momentum=momentum, weight_decay=0.0))
+    return optimizers, kernels
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """A channels-last kernel (out, in, 3, 3) as a matrix (out, 9 in) of the same memory."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
 
 
 @torch.no_grad()
