@@ -461,7 +461,10 @@ def test_a_killed_study_goes_on_where_it_stopped(project, capsys):
 # ---------------------------------------------------------------- embeddings
 
 
-def test_first_seed_keeps_its_embeddings(project, monkeypatch):
+def test_first_seed_of_a_main_study_keeps_its_embeddings(project, monkeypatch):
+    study.runs([tiny()], "a_trial")
+    assert not (project / "results/embeddings").exists()
+    monkeypatch.setitem(study.MAIN, "s", ((), 0))
     configs = [tiny(embedding_dim=3, seed=seed) for seed in range(2)]
     study.runs(configs, "s")
     assert len(list((project / "results/embeddings").iterdir())) == 1
@@ -488,6 +491,7 @@ def test_a_run_counts_even_if_its_embeddings_cannot_be_kept(trained, project, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(study, "_keep_embeddings", refuse)
+    monkeypatch.setitem(study.MAIN, "s", ((), 0))
     with pytest.raises(OSError):
         study.runs([tiny()], "s")
     assert len(lines(project)) == 1

@@ -118,6 +118,41 @@ def test_low_resolution_epochs(digits, monkeypatch):
     assert sides == [6, 6, 8]
 
 
+def test_muon_steps_are_orthogonal_and_keep_the_length_of_kernels(digits, monkeypatch):
+    m = build(digits)
+    before = {name: p.detach().clone() for name, p in m.named_parameters()}
+    steps = []
+    step = torch.optim.Muon.step
+
+    def watched(self):
+        matrices = [p for group in self.param_groups for p in group["params"]]
+        old = [p.detach().clone() for p in matrices]
+        step(self)
+        steps.append([(p - o) / group["lr"] for group in self.param_groups for p, o in zip(matrices, old, strict=True)])
+
+    monkeypatch.setattr(torch.optim.Muon, "step", watched)
+    fit(m, digits, muon_lr=0.05)
+    kernels = {name: p for name, p in m.named_parameters() if p.ndim == 4}
+    assert len(steps[0]) == len(kernels) == 3
+    for update, kernel in zip(steps[0], kernels.values(), strict=True):
+        scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
+        values = torch.linalg.svdvals(update.float()) / scale
+        assert 0.6 < values.min() and values.max() < 1.3  # Muon's iteration ends near 1, not at it
+        assert kernel.norm().item() == pytest.approx(len(kernel) ** 0.5, rel=1e-4)
+    for name, p in m.named_parameters():
+        assert not torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 0.05])
+def test_a_kernel_and_its_matrix_share_memory(digits, muon_lr):
+    m = build(digits).to(memory_format=torch.channels_last)
+    _, kernels = train._optimizers(m, 0.1, 0.9, 0.0, muon_lr)
+    assert len(kernels) == (3 if muon_lr else 0)
+    for kernel, matrix in kernels.items():
+        matrix.data.fill_(2.0)
+        assert (kernel == 2).all()
+
+
 @pytest.mark.parametrize("epoch, step", [(1, 1), (2, 2)])
 def test_nonfinite_loss_stops_with_its_place(digits, monkeypatch, epoch, step):
     model, calls = build(digits), []
