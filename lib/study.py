@@ -42,6 +42,10 @@ MAIN = {
     "mnist": (tuple(losses.HEADS), 3),
     "cifar10": (("Softmax", "CosFace", "ArcFace", "AdaFace", "AdaLoss"), 1),
 }
+# the fields of a Config that train.fit takes
+TRAINING = (
+    "epochs", "low_res_epochs", "batch_size", "lr", "muon_lr", "momentum", "weight_decay", "margin_warmup", "seed",
+)  # fmt: skip
 
 
 def _float(value):
@@ -136,11 +140,8 @@ def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, d
     network = models.network(config.network, data, config.embedding_dim)
     head = losses.make(config.head, len(data.classes), config.embedding_dim, **dict(config.constants))
     model = models.Classifier(network, head)
-    history = train.fit(
-        model, data, epochs=config.epochs, low_res_epochs=config.low_res_epochs, muon_lr=config.muon_lr, batch_size=config.batch_size,
-        lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
-        margin_warmup=config.margin_warmup, seed=config.seed, progress=progress, name=config,
-    )  # fmt: skip
+    options = {field: getattr(config, field) for field in TRAINING}
+    history = train.fit(model, data, **options, progress=progress, name=config)
     x = train.embed(model, data, data.test)
     with torch.no_grad():
         logits = model.head(x.to(head.W.device)).cpu()
