@@ -57,7 +57,8 @@ class Config:
     """Everything that decides the result of a run; equal configs are the same run.
 
     constants: the head's own constants, a dict or (name, value) pairs; empty for its defaults.
-    train_size: number of training images, 0 for all. The other fields are those of ``train.fit``.
+    train_size: number of training images, 0 for all. crop_padding: as in ``data.Data``, None for the
+    data set's own. The other fields are those of ``train.fit``.
     """
 
     data: str
@@ -74,6 +75,7 @@ class Config:
     weight_decay: float = 5e-4
     margin_warmup: float = 1.0
     train_size: int = 0
+    crop_padding: int | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -136,6 +138,8 @@ def load(name: str, train_size: int = 0) -> datasets.Data:
 def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, datasets.Data, dict]:
     """Train one run; returns (model, data, record). Nothing is written."""
     data = load(config.data, config.train_size)
+    if config.crop_padding is not None:
+        data = dataclasses.replace(data, crop_padding=config.crop_padding)
     torch.manual_seed(config.seed)  # the network first, then W: equal for every head
     network = models.network(config.network, data, config.embedding_dim)
     head = losses.make(config.head, len(data.classes), config.embedding_dim, **dict(config.constants))
