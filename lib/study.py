@@ -92,7 +92,10 @@ class Config:
 
     @property
     def key(self) -> str:
-        return sha1(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Of the fields that are not at their default, so that a field added later changes no key."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        changed = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
+        return sha1(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
@@ -101,9 +104,13 @@ def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
 
 
 def plan(study: str) -> list[Config]:
-    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study."""
+    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study;
+    the plan of any other study is what results/<study>.jsonl records."""
     if study not in MAIN:
-        raise ValueError(f"unknown study {study!r}: choose one of {', '.join(MAIN)}")
+        recorded = list(read(folder("results") / f"{study}.jsonl"))
+        if not recorded:
+            raise ValueError(f"unknown study {study!r}: choose one of {', '.join(MAIN)}, or one in results/")
+        return recorded
     heads, seeds = MAIN[study]
     return [recipe(study, head, seed) for seed in range(min(seeds, 2) if smoke() else seeds) for head in heads]
 
