@@ -78,8 +78,8 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in (float, "float"):  # 1 and 1.0 are the same run, so they need the same key
                 object.__setattr__(self, field.name, _float(getattr(self, field.name)))
-        if self.head not in losses.HEADS:
-            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.HEADS)}")
+        if self.head not in losses.heads():
+            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.heads())}")
 
     @property
     def key(self) -> str:
