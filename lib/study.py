@@ -342,7 +342,7 @@ def embeddings(config: Config) -> dict:
 
 
 def _embeddings_path(config: Config) -> Path:
-    name = f"{config.data}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
+    name = f"{Path(config.data).name}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
     return folder("results") / "embeddings" / name
 
 
