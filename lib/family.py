@@ -134,7 +134,8 @@ class KappaFace(Head):
     def margins(self) -> Tensor:
         """The margin of every class now, (C,), in radians."""
         kappa, n = self._precise(self.kappa, self.n.clamp_min(1))
-        k = (kappa - kappa.mean()) / kappa.std(correction=0).clamp_min(1e-6)
+        mean = kappa.mean()
+        k = (kappa - mean) / kappa.std(correction=0).clamp_min(1e-3 * mean + 1e-6)  # not rounding over rounding
         w_k, w_s = 1 - (self.T * k).sigmoid(), ((math.pi * n / n.max()).cos() + 1) / 2
         return self.w * self.m0 * (self.gamma * w_k + (1 - self.gamma) * w_s)
 
