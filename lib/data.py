@@ -193,7 +193,9 @@ def _folder(path: Path, size: int) -> Data:
     rarest = torch.bincount(torch.tensor(labels)).min().item()
     if rarest < 5:
         raise ValueError(f"{path}: every class needs at least 5 images for its three splits, the rarest has {rarest}")
-    return _split_all(path.name, Split(torch.stack(images), torch.tensor(labels)), folder.classes, crop_padding=2)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # the first n are a fair sample
+    everything = Split(torch.stack(images), torch.tensor(labels))[order]
+    return _split_all(path.name, everything, folder.classes, crop_padding=2)
 
 
 def _picture(file: str, size: int) -> Tensor:

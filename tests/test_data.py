@@ -229,6 +229,13 @@ def test_smallest_image_folder(tmp_path):
     assert all(s.labels.unique().tolist() == [0, 1] for s in d.splits().values())
 
 
+def test_folder_images_are_in_fixed_random_order(tmp_path):
+    path = pictures(tmp_path, a=20, b=20)
+    first, again = data.load(path), data.load(path)
+    assert first.train[:10].labels.unique().tolist() == [0, 1]
+    assert torch.equal(first.train.images, again.train.images) and torch.equal(first.test.labels, again.test.labels)
+
+
 def test_size_of_folder_images(tmp_path):
     pictures(tmp_path / "pets", a=5, b=5)
     sides = {name: data.load(tmp_path / name).train.images.shape[2:] for name in ("pets", "pets@24")}
