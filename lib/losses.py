@@ -5,9 +5,11 @@ centres ``W`` of shape (C, d). For embeddings ``x`` of shape (B, d) and labels `
 
     head(x)      label-free logits (B, C): for prediction and accuracy
     head(x, y)   training logits (B, C): the margin is on the target's logit
-    loss         F.cross_entropy(head(x, y), y)
+    loss         F.cross_entropy(head(x, y), y) + head.regulariser(x)
 
 Without a label there is no margin, so an evaluation cannot leak the label into the logits.
+``regulariser`` is 0 for every head but MagFace. The study's nine heads are here, in ``HEADS``; six
+more are in lib.family, and ``heads`` and ``make`` know them all.
 
 theta_j is the angle between x and W_j, in radians as are all margins. Each paper changes the
 target's logit only, in ``target``. Where a shifted angle passes pi every head here continues
@@ -91,23 +93,30 @@ class Head(nn.Module):
                     "an embedding has length zero, so it has no angle: remove the ReLU behind the embedding "
                     "layer or lower the learning rate"
                 )
-            cos_theta = F.linear(x / norm[:, None], F.normalize(W))  # (B, C)
+            cos_theta = self.cosines(x / norm[:, None], W)  # (B, C)
             if y is None:
                 return self.s * cos_theta
             if self.training and len(x):
                 self.observe(cos_theta.detach(), norm.detach(), y)
             cos_y = cos_theta.gather(1, y[:, None]).squeeze(1)  # (B,)
-            target = self.target(cos_y, y, norm.detach())  # (B,)
+            target = self.target(cos_y, y, norm)  # (B,)
             others = self.negatives(cos_theta, target)  # (B, C)
             return self.s * others.scatter(1, y[:, None], target[:, None])
 
     def target(self, cos_y: Tensor, y: Tensor, norm: Tensor) -> Tensor:
         """The paper's hook: the target's cosine (B,) with its margin.
 
-        cos_y (B,): cosine to the true class's centre; norm (B,): lengths of the embeddings,
-        without gradient.
+        cos_y (B,): cosine to the true class's centre; norm (B,): lengths of the embeddings.
         """
         raise NotImplementedError
+
+    def cosines(self, x: Tensor, W: Tensor) -> Tensor:
+        """Cosines (B, C) of unit embeddings x (B, d) to the centres W; only SubCenterArcFace has several a class."""
+        return F.linear(x, F.normalize(W))
+
+    def regulariser(self, x: Tensor) -> Tensor | float:
+        """What is added to the mean cross-entropy of embeddings x (B, d); only MagFace has such a term."""
+        return 0.0
 
     def negatives(self, cos_theta: Tensor, target: Tensor) -> Tensor:
         """Cosines (B, C) of the other classes; only CurricularFace changes them."""
@@ -273,7 +282,7 @@ class AdaFace(Head):
         return (self.h * (norm.clamp(1e-3, 100) - mu) / (sigma + 1e-3)).clamp(-1, 1)
 
     def target(self, cos_y, y, norm):
-        k, m = self.quality(norm), self.w * self.m
+        k, m = self.quality(norm.detach()), self.w * self.m
         return psi((angle(cos_y) - m * k).clamp_min(0)) - (m * k + m)
 
 
@@ -316,11 +325,18 @@ HEADS = {
 }
 
 
+def heads() -> dict[str, type[Head]]:
+    """All heads by name: the study's nine, HEADS, and the six of lib.family."""
+    from lib import family  # it builds on this module
+
+    return HEADS | family.HEADS
+
+
 def make(name: str, num_classes: int, embedding_dim: int, **constants: float) -> Head:
     """The head of that name. Raises ValueError for an unknown name or constant."""
-    if name not in HEADS:
-        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(HEADS)}")
+    if name not in heads():
+        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(heads())}")
     try:
-        return HEADS[name](num_classes, embedding_dim, **constants)
+        return heads()[name](num_classes, embedding_dim, **constants)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from None

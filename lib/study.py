@@ -87,8 +87,8 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in (float, "float"):  # 1 and 1.0 are the same run, so they need the same key
                 object.__setattr__(self, field.name, _float(getattr(self, field.name)))
-        if self.head not in losses.HEADS:
-            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.HEADS)}")
+        if self.head not in losses.heads():
+            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.heads())}")
 
     @property
     def key(self) -> str:
@@ -371,7 +371,7 @@ def accuracy_with_margin(config: Config, m: float) -> float:
 
 
 def _embeddings_path(config: Config) -> Path:
-    name = f"{config.data}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
+    name = f"{Path(config.data).name}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
     return folder("results") / "embeddings" / name
 
 

@@ -128,10 +128,10 @@ def test_same_config_same_result(project):
 def test_seed_gives_every_head_the_same_start(project, monkeypatch):
     starts = []
     monkeypatch.setattr(study.train, "fit", lambda model, *a, **k: starts.append(model.state_dict()) or 1 / 0)
-    for head in losses.HEADS:
+    for head in losses.heads():
         with pytest.raises(ZeroDivisionError):
             study.execute(tiny(head))
-    assert len(starts) == len(losses.HEADS)
+    assert len(starts) == len(losses.heads())
     for state in starts:
         shared = [k for k in state if k.startswith("network.")] + ["head.W"]
         assert all(torch.equal(state[k], starts[0][k]) for k in shared)
@@ -145,8 +145,10 @@ def test_small_data_needs_no_recipe(project):
         (folder / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (32, 32), (shade, 5 * i, 9 * i)).save(folder / name / f"{i}.png")
-    config = study.Config(str(folder), "ArcFace", embedding_dim=8, batch_size=8)
-    assert len(study.execute(config, progress=False)[2]["history"]["loss"]) == 4
+    config = study.Config(f"{folder}@16", "ArcFace", embedding_dim=8, batch_size=8)
+    assert len(study.runs([config], "photos")["history"][0]["loss"]) == 4
+    assert study.load(config.data).train.images.shape[1:] == (3, 16, 16)
+    assert [p.name.split("_")[0] for p in (project / "results/embeddings").iterdir()] == ["photos@16"]
 
 
 # ---------------------------------------------------------------- records

@@ -23,11 +23,26 @@ def snapshot(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("head", losses.HEADS)
+@pytest.mark.parametrize("head", losses.heads())
 def test_learns_digits(digits, head):
     model = build(digits, head, d=32)
     fit(model, digits, epochs=6, batch_size=64, lr=0.05)
     assert metrics.accuracy(train.predict(model, digits, digits.test), digits.test.labels) > 0.95
+
+
+def test_the_regulariser_joins_the_loss(digits, monkeypatch):
+    plain = fit(build(digits), digits)["loss"][0]
+    monkeypatch.setattr(losses.ArcFace, "regulariser", lambda head, x: 7 + 0 * x.sum())
+    assert fit(build(digits), digits)["loss"][0] == pytest.approx(plain + 7, rel=1e-5)
+
+
+def test_magface_regulariser_lengthens_the_embeddings(digits):
+    lengths = []
+    for lambda_g in (0, 200):
+        model = build(digits, "MagFace", lambda_g=lambda_g, l_a=1)
+        fit(model, digits, epochs=3)
+        lengths.append(train.embed(model, digits, digits.val).norm(dim=1).mean().item())
+    assert lengths[1] > 1.2 * lengths[0]
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -76,7 +91,7 @@ def test_train_accuracy_is_label_free(digits):
     assert history["train_accuracy"][-1] > 0.5
 
 
-@pytest.mark.parametrize("head", losses.HEADS)
+@pytest.mark.parametrize("head", losses.heads())
 def test_every_parameter_is_trained(digits, head):
     model = build(digits, head)
     before = snapshot(model)
@@ -196,7 +211,7 @@ def test_mirrored_data_is_embedded_with_its_mirror_image(digits):
     assert not torch.allclose(x, x_mirror, atol=0.05)
 
 
-@pytest.mark.parametrize("head", losses.HEADS)
+@pytest.mark.parametrize("head", losses.heads())
 def test_predict_is_label_free(digits, head):
     model = build(digits, head)
     logits = train.predict(model, digits, digits.val)
@@ -207,7 +222,7 @@ def test_predict_is_label_free(digits, head):
 
 def test_one_seed_gives_every_head_the_same_network(digits):
     first = snapshot(build(digits, "Softmax").network)
-    for head in losses.HEADS:
+    for head in losses.heads():
         assert all(torch.equal(first[k], v) for k, v in build(digits, head).network.state_dict().items())
     assert not torch.equal(first["embedding.0.weight"], build(digits, seed=1).network.embedding[0].weight)
 
