@@ -148,6 +148,7 @@ def test_small_data_needs_no_recipe(project):
     config = study.Config(f"{folder}@16", "ArcFace", embedding_dim=8, batch_size=8)
     assert len(study.runs([config], "photos")["history"][0]["loss"]) == 4
     assert study.load(config.data).train.images.shape[1:] == (3, 16, 16)
+    assert study.embeddings(config)["x"].shape == (4, 8)
     assert [p.name.split("_")[0] for p in (project / "results/embeddings").iterdir()] == ["photos@16"]
 
 
