@@ -99,8 +99,8 @@ class Config:
 
 
 def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
-    """The data set's standard configuration with this head, seed and changes."""
-    return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["cifar10"]), **changes})
+    """The data set's standard configuration (the digits' for an image folder) with this head, seed and changes."""
+    return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["digits"]), **changes})
 
 
 def plan(study: str) -> list[Config]:
