@@ -80,10 +80,9 @@ class AdaCos(Head):
         del self.s  # part of the state from here on
         self.register_buffer("s", torch.tensor(s))
 
-    def observe(self, cos_theta, norm, y):
-        others = (self.s * cos_theta).scatter(1, y[:, None], -math.inf)
-        log_B = others.logsumexp((0, 1)) - math.log(len(y))
-        theta_med = angle(cos_theta.gather(1, y[:, None])).median()
+    def observe(self, cos_y, norm, y, others):
+        log_B = others().logsumexp(0) - math.log(len(y))
+        theta_med = angle(cos_y).median()
         self.s.copy_((log_B / theta_med.clamp_max(math.pi / 4).cos()).clamp_min(1))
 
     def target(self, cos_y, y, norm):
@@ -156,7 +155,7 @@ class LDAM(Head):
         super().__init__(num_classes, embedding_dim, s=s, m=m)
         self.register_buffer("n", torch.zeros(num_classes, dtype=torch.int64))
 
-    def observe(self, cos_theta, norm, y):
+    def observe(self, cos_y, norm, y, others):
         self.n += torch.bincount(y, minlength=len(self.n))
 
     @property

@@ -20,6 +20,7 @@ rounds to 1.
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -87,21 +88,30 @@ class Head(nn.Module):
         self._check(x, y)
         with torch.autocast(x.device.type, enabled=False):
             x, W = self._precise(x, self.W)
-            norm = x.norm(dim=1)  # (B,)
-            if (norm == 0).any():
-                raise ValueError(
-                    "an embedding has length zero, so it has no angle: remove the ReLU behind the embedding "
-                    "layer or lower the learning rate"
-                )
-            cos_theta = self.cosines(x / norm[:, None], W)  # (B, C)
+            x, norm = self._direction(x)
+            cos_theta = self.cosines(x, W)  # (B, C)
             if y is None:
                 return self.s * cos_theta
-            if self.training and len(x):
-                self.observe(cos_theta.detach(), norm.detach(), y)
             cos_y = cos_theta.gather(1, y[:, None]).squeeze(1)  # (B,)
+            if self.training and len(x):
+                logits = (self.s * cos_theta).detach()
+                self.observe(
+                    cos_y.detach(), norm.detach(), y, lambda: logits.scatter(1, y[:, None], -math.inf).logsumexp(1)
+                )
             target = self.target(cos_y, y, norm)  # (B,)
             others = self.negatives(cos_theta, target)  # (B, C)
             return self.s * others.scatter(1, y[:, None], target[:, None])
+
+    @staticmethod
+    def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, d) at length one, and their lengths (B,). Raises ValueError if one is zero."""
+        norm = x.norm(dim=1)
+        if (norm == 0).any():
+            raise ValueError(
+                "an embedding has length zero, so it has no angle: remove the ReLU behind the embedding "
+                "layer or lower the learning rate"
+            )
+        return x / norm[:, None], norm
 
     def target(self, cos_y: Tensor, y: Tensor, norm: Tensor) -> Tensor:
         """The paper's hook: the target's cosine (B,) with its margin.
@@ -122,8 +132,12 @@ class Head(nn.Module):
         """Cosines (B, C) of the other classes; only CurricularFace changes them."""
         return cos_theta
 
-    def observe(self, cos_theta: Tensor, norm: Tensor, y: Tensor) -> None:
-        """Update running statistics from a training batch (no gradient); most heads have none."""
+    def observe(self, cos_y: Tensor, norm: Tensor, y: Tensor, others: Callable[[], Tensor]) -> None:
+        """Update running statistics from a training batch (no gradient); most heads have none.
+
+        cos_y, norm (B,): as for ``target``. others() (B,): logsumexp of the other classes' margin-free
+        logits; computed when called, because over many classes it takes a pass of its own.
+        """
 
     @staticmethod
     def _precise(*tensors: Tensor) -> list[Tensor]:
@@ -242,8 +256,8 @@ class CurricularFace(Head):
         super().__init__(num_classes, embedding_dim, s=s, m=m)
         self.register_buffer("t", torch.zeros(()))
 
-    def observe(self, cos_theta, norm, y):
-        self.t.lerp_(cos_theta.gather(1, y[:, None]).mean().to(self.t.dtype), 0.01)
+    def observe(self, cos_y, norm, y, others):
+        self.t.lerp_(cos_y.mean().to(self.t.dtype), 0.01)
 
     def target(self, cos_y, y, norm):
         return psi(angle(cos_y) + self.w * self.m)
@@ -268,7 +282,7 @@ class AdaFace(Head):
         self.register_buffer("sigma", torch.ones(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    def observe(self, cos_theta, norm, y):
+    def observe(self, cos_y, norm, y, others):
         norm = norm.clamp(1e-3, 100).to(self.mu.dtype)
         rate = torch.where(self.started, 0.01, 1.0)
         self.mu.lerp_(norm.mean(), rate)
@@ -302,8 +316,8 @@ class AdaLoss(Head):
             raise ValueError(f"AdaLoss: m_min must not exceed m_max, got {m_min} > {m_max}")
         self.register_buffer("d", torch.ones(num_classes))
 
-    def observe(self, cos_theta, norm, y):
-        p_y = (self.s * cos_theta).softmax(1).gather(1, y[:, None]).squeeze(1)  # (B,)
+    def observe(self, cos_y, norm, y, others):
+        p_y = (self.s * cos_y - others()).sigmoid()  # (B,)
         count = torch.bincount(y, minlength=len(self.d))
         difficulty = torch.zeros_like(self.d).index_add_(0, y, (1 - p_y).to(self.d.dtype)) / count.clamp_min(1)
         self.d.lerp_(difficulty, 0.02 * (count > 0).to(self.d.dtype))  # absent classes keep theirs

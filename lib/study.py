@@ -7,6 +7,7 @@ project's folders; RETRAIN=1 trains what is recorded anew (the newest record of 
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import os
 import platform
@@ -196,11 +197,12 @@ def environment(device: torch.device) -> dict:
 
 
 def _commit() -> str:
-    """The short hash, with a + if lib/ has changes that are not committed."""
+    """The short hash, with a + if lib/ or benchmarks/ have changes that are not committed."""
     git = functools.partial(subprocess.run, cwd=PROJECT, capture_output=True, text=True)
     try:
         commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-        return commit + ("+" if git(["git", "status", "--porcelain", "lib"]).stdout.strip() else "") or "unknown"
+        changed = git(["git", "status", "--porcelain", "lib", "benchmarks"]).stdout.strip()
+        return commit + ("+" if changed else "") or "unknown"
     except OSError:
         return "unknown"
 
@@ -280,9 +282,11 @@ def append(path: Path, record: dict) -> None:
 def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | None = None) -> pd.DataFrame:
     """One row per run: its Config fields, metrics, history, seconds, device and commit.
 
-    Takes what results/<study>.jsonl records and trains what is missing, n_jobs at a time; each
-    finished run is written at once. budget: seconds after which no further run is started; the
-    rows are then those that exist. Raises OSError before any training if records cannot be written.
+    Takes what results/<study>.jsonl records and trains what is missing, n_jobs at a time (-1: as many
+    as there are workers); each finished run is written at once. Under joblib.parallel_config(backend=
+    "dask") the runs go to a cluster: give its workers one thread each, since the random numbers of
+    runs in one process would mix. budget: seconds after which no further run is started; the rows are
+    then those that exist. Raises OSError before any training if records cannot be written.
     """
     path = folder("results") / f"{study}.jsonl"
     configs = list(dict.fromkeys(map(shrunk, configs)))
@@ -291,11 +295,19 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     if missing:
         _check_writable(path)
     deadline = time.time() + budget if budget is not None else float("inf")
-    threads = max(1, (os.cpu_count() or 1) // n_jobs)
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-        joblib.delayed(_train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
+    workers = joblib.effective_n_jobs(n_jobs)
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
+    jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(
+        joblib.delayed(_train_one)(config, deadline, threads, study in MAIN) for config in missing
     )
-    trained = dict(r for r in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout) if r)
+    trained = {}
+    for result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
+        if result:
+            config, record, packed = result
+            append(path, record)
+            trained[config] = record
+            if packed:
+                _keep_embeddings(config, packed)
     records.update(trained)
     done = [c for c in configs if c in records]
     report = f"{study}: {len(done) - len(trained)} runs from {path.name}, {len(trained)} trained now"
@@ -332,16 +344,15 @@ def _check_writable(path: Path) -> None:
         raise OSError(f"{path} cannot be written ({error.strerror}): make the folder writable") from error
 
 
-def _train_one(config: Config, path: Path, deadline: float, threads: int) -> tuple[Config, dict] | None:
+def _train_one(config: Config, deadline: float, threads: int, keep: bool) -> tuple[Config, dict, bytes] | None:
+    """One run in a worker, which may be on another machine: nothing is written here. keep: also the
+    embeddings of seed 0."""
     if time.time() >= deadline:
         return None
     if threads:
         torch.set_num_threads(threads)
     model, data, record = execute(config, progress=not threads)
-    append(path, record)
-    if config.seed == 0 and path.stem in MAIN:
-        _keep_embeddings(config, model, data, record)
-    return config, record
+    return config, record, _packed(model, data, record) if keep and config.seed == 0 else b""
 
 
 def embeddings(config: Config) -> dict:
@@ -352,7 +363,7 @@ def embeddings(config: Config) -> dict:
     config = shrunk(config)
     path = _embeddings_path(config)
     if not path.exists():
-        _keep_embeddings(config, *execute(config))
+        _keep_embeddings(config, _packed(*execute(config)))
     with np.load(path) as stored:
         return {**stored, "x": stored["x"].astype(np.float32), "record": json.loads(str(stored["record"]))}
 
@@ -375,15 +386,22 @@ def _embeddings_path(config: Config) -> Path:
     return folder("results") / "embeddings" / name
 
 
-def _keep_embeddings(config: Config, model: models.Classifier, data: datasets.Data, record: dict) -> None:
+def _packed(model: models.Classifier, data: datasets.Data, record: dict) -> bytes:
+    """What ``embeddings`` gives, as the content of a file."""
     part = data.test[:2000]  # half precision and 2,000 images keep a file near 250 kB
+    file = io.BytesIO()
+    np.savez_compressed(
+        file, x=train.embed(model, data, part).half().numpy(), y=part.labels.cpu().numpy(),
+        W=model.head.W.detach().cpu().numpy(), record=json.dumps({k: v for k, v in record.items() if k != "history"}),
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def _keep_embeddings(config: Config, packed: bytes) -> None:
     path = _embeddings_path(config)
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".part.npz")
-    np.savez_compressed(
-        temporary, x=train.embed(model, data, part).half().numpy(), y=part.labels.cpu().numpy(),
-        W=model.head.W.detach().cpu().numpy(), record=json.dumps({k: v for k, v in record.items() if k != "history"}),
-    )  # fmt: skip
+    temporary.write_bytes(packed)
     temporary.replace(path)
 
 

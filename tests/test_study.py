@@ -42,6 +42,7 @@ def trained(project, monkeypatch):
         return None, None, fake(config, seconds=float(len(calls)))
 
     monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "_packed", lambda *run: b"embeddings")
     monkeypatch.setattr(study, "_keep_embeddings", lambda *run: None)
     return calls
 
