@@ -164,7 +164,8 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         limit_memory()
         method, *numbers = sys.argv[1:]
-        prepare(method, 10, train.best_device())[0]()  # libraries and threads start
+        for C in (10, 2 * D):  # libraries and threads start
+            prepare(method, C, train.best_device())[0]()
         print(json.dumps([fits(extra_memory, method, int(C), train.best_device()) for C in numbers]))
     else:
         main()

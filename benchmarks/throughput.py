@@ -30,7 +30,7 @@ USUAL, OURS = "usual", "this project"
 D, LR = 128, 0.01
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 SHAPES = {"mnist": ([1, 32, 64], 28), "cifar10": ([3, 64, 128, 256], 32)}  # channels, side of an image
-SIZES = {"mnist": 10240, "cifar10": 3072}  # images per epoch
+SIZES = {"mnist": 10240, "cifar10": 4096}  # images per epoch
 ROUNDS = 5
 
 

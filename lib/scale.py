@@ -169,9 +169,9 @@ class _Parts:
         for classes, centres, length, g in self.slopes():
             grad_x.addmm_(g, centres)
             turn = g.T @ weighted  # (c, d)
-            turn -= (turn * centres).sum(1, keepdim=True) * centres  # a centre's length does not matter
-            grad_W[classes] = turn / length
-        return self.sum(step * grad_x), None if self.stretch is None else step * self.stretch, grad_W
+            turn.addcmul_(centres, (turn * centres).sum(1, keepdim=True), value=-1)  # a centre's length is free
+            grad_W[classes] = turn.div_(length)
+        return self.sum(grad_x.mul_(step)), None if self.stretch is None else step * self.stretch, grad_W
 
     def sum(self, part: Tensor) -> Tensor:
         """Sum over the ranks."""

@@ -239,7 +239,7 @@ from benchmarks import heads
 device = torch.device("cpu")
 cases = [("by blocks", 10**4), ("by blocks", 10**5), ("plain head", 10**4)]
 for method, _ in cases:
-    heads.prepare(method, 10, device)[0]()
+    heads.prepare(method, 2 * heads.D, device)[0]()
 print(json.dumps([heads.extra_memory(*case, device) for case in cases]))
 """
 
