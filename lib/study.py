@@ -200,8 +200,8 @@ def _rounded(value):
     return [_rounded(v) for v in value] if isinstance(value, list) else value
 
 
-def read(path: Path) -> dict[Config, dict]:
-    """The records of a file by their Config; of several records of one run the last counts.
+def read(path: Path, kind: type = Config) -> dict:
+    """The records of a file by their Config (or another dataclass); of several records of one run the last counts.
 
     A torn last line (a killed write) is reported and left out. Raises ValueError, naming the
     line, for any other line that is not a run record.
@@ -214,7 +214,7 @@ def read(path: Path) -> dict[Config, dict]:
         try:
             record = json.loads(line)
             record["metrics"], record["history"]
-            records[Config(**record["config"])] = record
+            records[kind(**record["config"])] = record
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # no newline behind it
                 print(f"{path.name}, line {number}: torn by an interrupted write, left out", file=sys.stderr)
@@ -268,16 +268,22 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     finished run is written at once. budget: seconds after which no further run is started; the
     rows are then those that exist. Raises OSError before any training if records cannot be written.
     """
+    return frame(collect(map(shrunk, configs), study, Config, _train_one, n_jobs=n_jobs, budget=budget).values())
+
+
+def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budget: float | None = None) -> dict:
+    """The records of configs of this dataclass, by config; train_one(config, path, deadline, threads)
+    trains and records what is missing, as ``runs`` describes."""
     path = folder("results") / f"{study}.jsonl"
-    configs = list(dict.fromkeys(map(shrunk, configs)))
-    records = read(path)
+    configs = list(dict.fromkeys(configs))
+    records = read(path, kind)
     missing = [c for c in configs if c not in records or os.environ.get("RETRAIN") == "1"]
     if missing:
         _check_writable(path)
     deadline = time.time() + budget if budget is not None else float("inf")
     threads = max(1, (os.cpu_count() or 1) // n_jobs)
     jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-        joblib.delayed(_train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
+        joblib.delayed(train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
     )
     trained = dict(r for r in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout) if r)
     records.update(trained)
@@ -289,7 +295,7 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     if log := os.environ.get("RUN_LOG"):
         with open(log, "a") as file:
             file.write(report + "\n")
-    return frame(records[c] for c in done)
+    return {c: records[c] for c in done}
 
 
 def recorded(study: str) -> pd.DataFrame:
