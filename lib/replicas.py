@@ -10,6 +10,7 @@ run in bf16 where the hardware has it; everything behind them is fp32, as publis
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 import time
@@ -84,27 +85,39 @@ def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
     return dataclasses.replace(run, **{"frozen_centres": True} | changes)
 
 
-def waterfall(data: str, epochs: int, seed: int) -> dict[str, tuple[Replica, Replica]]:
-    """S1's arms (ArcFace, AdaLoss) with one defect after the other taken away, cumulatively.
+def waterfall(data: str, epochs: int, seed: int) -> dict[str, Replica]:
+    """S1's arms with one defect after the other taken away, cumulatively: "ArcFace: as published" and so on.
 
-    The first two steps are the same runs in two readings: S1's own, and label-free as in all later
-    ones. A change that an arm does not need leaves it as it was.
+    The second step, a label-free evaluation, is another reading of the runs of the first. A change that
+    an arm does not need leaves it as it was.
     """
-    arms = s1(data, "ArcFace", epochs, seed), s1(data, "AdaLoss", epochs, seed)
+    arms = {loss: s1(data, loss, epochs, seed) for loss in ("ArcFace", "AdaLoss")}
     changes = {
         "as published": {},
-        "label-free evaluation": {},
         "centres trained": {"frozen_centres": False},
         "normalised": {"dot_product": False},
         "angular margin": {"cosine_margin": False},
-        "same network and rate": {"network": arms[0].network, "lr": arms[0].lr},
+        "same network and rate": {"network": arms["ArcFace"].network, "lr": arms["ArcFace"].lr},
         "norms before normalising": {"unit_norms": False},
         "scale 16": {"s": 16.0},
     }
-    steps = {}
+    runs = {}
     for step, change in changes.items():
-        steps[step] = arms = tuple(dataclasses.replace(arm, **change) for arm in arms)
-    return steps
+        arms = {loss: dataclasses.replace(arm, **change) for loss, arm in arms.items()}
+        runs |= {f"{loss}: {step}": arm for loss, arm in arms.items()}
+    return runs
+
+
+def published(data: str, epochs: int, seed: int) -> dict[str, Replica]:
+    """The first step of ``waterfall``."""
+    return {name: run for name, run in waterfall(data, epochs, seed).items() if name.endswith("as published")}
+
+
+def cosface(data: str, epochs: int, seed: int) -> dict[str, Replica]:
+    """S1's AdaLoss arm, and the same with its quality factor set to 0: CosFace at m = 0.4, frozen centres."""
+    adaloss = s1(data, "AdaLoss", epochs, seed)
+    fixed = dataclasses.replace(adaloss, loss="ArcFace", cosine_margin=True, unit_norms=False)
+    return {"AdaLoss": adaloss, "CosFace": fixed}
 
 
 def s3(data: str, loss: str, epochs: int, seed: int, lr: float, **changes) -> Replica:
@@ -119,22 +132,28 @@ def s3(data: str, loss: str, epochs: int, seed: int, lr: float, **changes) -> Re
     return dataclasses.replace(run, **changes)
 
 
-def search(data: str, loss: str) -> list[Replica]:
-    """S3's learning rate: three values, two epochs on 10,000 images, read on the validation split."""
-    return [s3(data, loss, 2, 0, lr, train_size=10_000, evaluated="val") for lr in (0.01, 0.03, 0.1)]
+def search() -> dict[str, Replica]:
+    """S3's learning rates: three values, two epochs on 10,000 images, read on the validation split."""
+    return {
+        f"{data} {loss} {lr}": s3(data, loss, 2, 0, lr, train_size=10_000, evaluated="val")
+        for data in ("mnist", "cifar10")
+        for loss in ("Softmax", "ArcFace", "Triplet")
+        for lr in (0.01, 0.03, 0.1)
+    }
 
 
-def s3_group(data: str, epochs: int, seed: int, records: dict) -> list[Replica]:
+def s3_group(data: str, epochs: int, seed: int, records: dict) -> dict[str, Replica]:
     """S3's three losses, and two of them on a long tail, at the learning rates that ``search`` found best.
-    Raises ValueError without its records."""
-    rates = {}
+    Raises Incomplete without its records."""
+    runs = {}
     for loss in ("Softmax", "ArcFace", "Triplet"):
-        trials = [run for run in map(shrunk, search(data, loss)) if run in records]
-        if not trials:
-            raise ValueError("replicas.jsonl lacks S3's learning rates: run `python -m lib.replicas s3_search`")
-        rates[loss] = max(trials, key=lambda run: records[run]["metrics"]["test_accuracy"]).lr
-    runs = [s3(data, loss, epochs, seed, lr) for loss, lr in rates.items()]
-    return runs + [dataclasses.replace(run, imbalance=100.0) for run in runs[:2]]
+        trials = [shrunk(run) for run in search().values() if (run.data, run.loss) == (data, loss)]
+        if not all(run in records for run in trials):
+            raise Incomplete("replicas.jsonl lacks S3's learning rates: run `python -m lib.replicas s3_search`")
+        best = max(trials, key=lambda run: records[run]["metrics"]["test_accuracy"])
+        runs[loss] = s3(data, loss, epochs, seed, best.lr)
+    tail = {f"{loss}, long tail": dataclasses.replace(runs[loss], imbalance=100.0) for loss in ("Softmax", "ArcFace")}
+    return runs | tail
 
 
 def s5(loss: str, epochs: int, seed: int, m: float = 0.5, m3: float = 0.0, embedding_dim: int = 64) -> Replica:
@@ -147,10 +166,11 @@ def s5(loss: str, epochs: int, seed: int, m: float = 0.5, m3: float = 0.0, embed
     return Replica("S5", "mnist", loss, "S5", s, m, m3, embedding_dim, batch_size=128, epochs=epochs, seed=seed)
 
 
-def s5_group(epochs: int, seed: int) -> list[Replica]:
+def s5_group(epochs: int, seed: int) -> dict[str, Replica]:
     """Softmax and ArcFace in 64 and, for ten epochs, in 3 dimensions."""
     losses = "Softmax", "ArcFace"
-    return [s5(x, epochs, seed) for x in losses] + [s5(x, 10, seed, embedding_dim=3) for x in losses]
+    flat = {f"{loss}, 3-D": s5(loss, 10, seed, embedding_dim=3) for loss in losses}
+    return {loss: s5(loss, epochs, seed) for loss in losses} | flat
 
 
 def s5_grid(epochs: int, seed: int) -> dict[tuple[float, float], Replica]:
@@ -247,10 +267,10 @@ def splits(run: Replica) -> tuple[datasets.Data, datasets.Split, datasets.Split]
     part, evaluated = data.train, data.splits()[run.evaluated]
     if study.smoke():
         evaluated = evaluated[:100]
-    if run.evaluated == "test":
-        part = datasets.Split(torch.cat([part.images, data.val.images]), torch.cat([part.labels, data.val.labels]))
     if run.train_size:
         part = part[: run.train_size]
+    elif run.evaluated == "test":
+        part = datasets.Split(torch.cat([part.images, data.val.images]), torch.cat([part.labels, data.val.labels]))
     if run.imbalance > 1:
         C, kept = len(data.classes), []
         for c in range(C):
@@ -365,24 +385,29 @@ def summary(factors: list[tuple[Tensor, Tensor]], epochs: int) -> dict:
 # ---------------------------------------------------------------- all runs
 
 
-def _searches(epochs: int, seed: int, records: dict) -> list[Replica]:
-    return [run for d in ("mnist", "cifar10") for loss in ("Softmax", "ArcFace", "Triplet") for run in search(d, loss)]
+class Incomplete(ValueError):
+    """No seed of a plan is recorded with all its runs."""
 
 
-# runs of one seed as a function of (epochs, seed, records); epochs as published or chosen, and fewer for a CPU;
-# number of seeds
+# per plan: the runs of one seed, by name, from (epochs, seed, records); the epochs as published, or chosen where
+# the source leaves them open, and fewer for a CPU; the number of seeds
 PLANS = {
-    "s1_mnist": (lambda e, seed, _: waterfall("mnist", e, seed)["as published"], (10,), 3),
-    "s1_centres": (lambda e, seed, _: [s1("mnist", "ArcFace", e, seed, w_std=w) for w in (0.001, 0.01, 0.1)], (1,), 3),
-    "waterfall_mnist": (lambda e, seed, _: sum(waterfall("mnist", e, seed).values(), ()), (10, 3), 3),
+    "s1_mnist": (lambda e, seed, _: published("mnist", e, seed), (10,), 3),
+    "s1_centres": (
+        lambda e, seed, _: {w: s1("mnist", "ArcFace", e, seed, w_std=w) for w in (0.001, 0.01, 0.1)},
+        (1,),
+        3,
+    ),
+    "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10, 3), 3),
+    "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10, 3), 3),
     "s5": (lambda e, seed, _: s5_group(e, seed), (100, 30), 5),
-    "s5_grid": (lambda e, seed, _: s5_grid(e, seed).values(), (20, 6), 5),
-    "waterfall_cifar10": (lambda e, seed, _: sum(waterfall("cifar10", e, seed).values(), ()), (20, 3), 3),
-    "s1_cifar10": (lambda e, seed, _: waterfall("cifar10", e, seed)["as published"], (20,), 3),
-    "s3_search": (_searches, (2,), 1),
+    "s5_grid": (lambda e, seed, _: s5_grid(e, seed), (20, 6), 5),
+    "waterfall_cifar10": (lambda e, seed, _: waterfall("cifar10", e, seed), (20, 3), 3),
+    "s1_cifar10": (lambda e, seed, _: published("cifar10", e, seed), (20,), 3),
+    "s3_search": (lambda e, seed, _: search(), (2,), 1),
     "s3_mnist": (functools.partial(s3_group, "mnist"), (10, 2), 3),
     "s3_cifar10": (functools.partial(s3_group, "cifar10"), (30, 3), 3),
-    "fp32": (lambda e, seed, _: [s1("mnist", "ArcFace", e, seed, fp32=True)], (10,), 3),
+    "fp32": (lambda e, seed, _: {"fp32": s1("mnist", "ArcFace", e, seed, fp32=True)}, (10,), 3),
 }
 
 
@@ -404,7 +429,7 @@ def plan(names, full: bool = False) -> list[Replica]:
     for seed in range(max(PLANS[name][2] for name in names)):
         for make, lengths, seeds in (PLANS[name] for name in names):
             if seed < (min(seeds, 2) if study.smoke() else seeds):
-                runs += make(lengths[0 if full else -1], seed, records)
+                runs += make(lengths[0 if full else -1], seed, records).values()
     return list(dict.fromkeys(map(shrunk, runs)))
 
 
@@ -413,6 +438,7 @@ def runs(names=tuple(PLANS), full: bool = False, *, n_jobs: int = 1, budget: flo
     start = time.time()
     if {"s3_mnist", "s3_cifar10"} & set(names):  # their learning rates come from the search
         study.collect(plan(["s3_search"]), "replicas", Replica, _train_one, n_jobs=n_jobs, budget=budget)
+        names = [name for name in names if name != "s3_search"]
     left = None if budget is None else budget - (time.time() - start)
     return study.collect(plan(names, full), "replicas", Replica, _train_one, n_jobs=n_jobs, budget=left)
 
@@ -438,17 +464,22 @@ def recorded() -> dict[Replica, dict]:
     return records
 
 
-def complete(name: str, records: dict) -> tuple[int, list[int]]:
-    """The number of epochs with which a plan is recorded, and the seeds of which all its runs are there.
+def complete(name: str, records: dict) -> tuple[int, dict[int, dict]]:
+    """The number of epochs with which a plan is recorded and, by seed, its records by name.
 
-    Of several the longest with two seeds at least. Raises ValueError if no seed is complete.
+    Only seeds with all runs count; of several numbers of epochs, the largest with two seeds at least.
+    Raises Incomplete if there is no seed.
     """
     make, lengths, _ = PLANS[name]
-    seeds = {e: [s for s in range(10) if all(shrunk(r) in records for r in make(e, s, records))] for e in lengths}
-    epochs = max(lengths, key=lambda e: (min(len(seeds[e]), 2), e))
-    if not seeds[epochs]:
-        raise ValueError(f"replicas.jsonl lacks runs of {name}: `python -m lib.replicas {name}` trains them")
-    return epochs, seeds[epochs]
+    found = {epochs: {} for epochs in lengths}
+    for epochs, seed in itertools.product(lengths, range(10)):
+        runs = {key: shrunk(run) for key, run in make(epochs, seed, records).items()}
+        if all(run in records for run in runs.values()):
+            found[epochs][seed] = {key: records[run] for key, run in runs.items()}
+    epochs = max(lengths, key=lambda epochs: (min(len(found[epochs]), 2), epochs))
+    if not found[epochs]:
+        raise Incomplete(f"replicas.jsonl lacks runs of {name}: `python -m lib.replicas {name}` trains them")
+    return epochs, found[epochs]
 
 
 def main() -> None:
