@@ -7,7 +7,6 @@ lacks (with RETRAIN=1 all of its runs) and prints it.
 """
 
 import argparse
-import contextlib
 import functools
 import math
 import os
@@ -32,7 +31,7 @@ VERDICTS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its interval, from n runs or repeats; setting: their length, and whether it is reduced."""
+    """A number with its interval, from n runs or repeats; their setting, and whether it is less than published."""
 
     value: float = math.nan
     low: float = math.nan
@@ -125,9 +124,20 @@ def sample(found: dict, plans: str, name: str, metric: str) -> tuple[pd.Series, 
     epochs, by_seed = next((found[plan] for plan in plans.split() if plan in found), (0, {}))
     if not by_seed:
         raise replicas.Incomplete(f"no runs of {plans} are recorded")
+    values = pd.Series({seed: measured(runs[name], metric) for seed, runs in by_seed.items()})
     full = replicas.PLANS[plans.split()[0]][1][0]
-    setting = f"{epochs} epochs" if epochs == full else f"{epochs} epochs, not {full}"
-    return pd.Series({seed: measured(runs[name], metric) for seed, runs in by_seed.items()}), setting, epochs < full
+    if epochs >= full:
+        return values, f"{epochs} epochs", False
+    if settled([runs[name] for runs in by_seed.values()]):
+        return values, f"{epochs} epochs, not {full}: settled", False
+    return values, f"{epochs} epochs, not {full}", True
+
+
+def settled(records: list[dict]) -> bool:
+    """Did test accuracy change by less than 0.1 points from the middle third of the epochs to the last?"""
+    curves = np.array([record["history"]["test_accuracy"] for record in records])  # (seeds, epochs)
+    third = curves.shape[1] // 3
+    return third > 1 and abs(curves[:, -third:].mean() - curves[:, -2 * third : -third].mean()) < 0.001
 
 
 def prediction(values, level: float = 0.95) -> tuple[float, float, float]:
@@ -304,7 +314,7 @@ def layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def cosine_error() -> float:
-    e, W, _ = layer()
+    e, W, _ = (t.numpy() for t in layer())
     return max(abs(float(a @ b) - math.cos(math.radians(degrees(a, b)))) for a in e for b in W)
 
 
@@ -376,11 +386,7 @@ def ledger(records: dict, numbers=None) -> pd.DataFrame:
 
     A claim whose runs are not recorded stays open.
     """
-    found = {}
-    for name in replicas.PLANS:
-        with contextlib.suppress(replicas.Incomplete):
-            found[name] = replicas.complete(name, records)
-    rows = []
+    rows, found = [], replicas.found(records)
     for row in claims().itertuples():
         if numbers is not None and row.Index not in numbers:
             continue

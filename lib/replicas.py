@@ -8,6 +8,7 @@ run in bf16 where the hardware has it; everything behind them is fp32, as publis
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -304,7 +306,8 @@ def embed(run: Replica, model: Model, data: datasets.Data, images: Tensor) -> Te
 def accuracy(run: Replica, model: Model, x: Tensor, y: Tensor, leak: bool = False) -> float:
     """Share of embeddings x (N, d) put into their class y (N,), label-free or with the margin left on y."""
     batches = zip(x.split(64), y.split(64), strict=True)  # S1's test batches: its quality factor depends on them
-    return metrics.accuracy(torch.cat([logits(run, model, x, y if leak else None) for x, y in batches]), y)
+    read = [logits(run, model, x, y if leak else None) for x, y in batches]
+    return metrics.accuracy(torch.cat(read).cpu(), y.cpu())
 
 
 def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
@@ -358,11 +361,11 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
 def measure(run: Replica, model: Model, data: datasets.Data, part, evaluated, x: Tensor) -> dict:
     """Metrics of a trained model from its test embeddings x; accuracies are label-free. beyond_one: share
     of dot products that a clamp to [-1, 1] would change; they were cosines if it were 0."""
-    y, free = evaluated.labels.cpu(), logits(run, model, x).cpu()
+    y, free = evaluated.labels.cpu(), logits(run, model, x).nan_to_num().cpu()
     known = embed(run, model, data, part.images[:10_000])
     measured = metrics.evaluate(free, y, x.cpu(), free, y)
     measured["train_accuracy"] = accuracy(run, model, known, part.labels[:10_000])
-    measured["beyond_one"] = (F.linear(x, model.W).abs() > 1).double().mean().item()
+    measured["beyond_one"] = (F.linear(x, model.W).abs() > 1).float().mean().item()
     if run.source == "S3":
         moved = embed(run, model, data, distorted(evaluated.images))
         measured["distorted_accuracy"] = accuracy(run, model, moved, evaluated.labels)
@@ -372,6 +375,7 @@ def measure(run: Replica, model: Model, data: datasets.Data, part, evaluated, x:
 def summary(factors: list[tuple[Tensor, Tensor]], epochs: int) -> dict:
     """The quality factors (k, y) of all steps: a histogram of 201 bins on [-1, 1], the shares of samples and
     of steps where they are exactly 0, and their mean by class in the last epoch."""
+    factors = [(k.cpu(), y.cpu()) for k, y in factors]
     k = torch.cat([k for k, _ in factors])
     last, y = map(torch.cat, zip(*factors[-(len(factors) // epochs) :], strict=True))
     return {
@@ -480,6 +484,31 @@ def complete(name: str, records: dict) -> tuple[int, dict[int, dict]]:
     if not found[epochs]:
         raise Incomplete(f"replicas.jsonl lacks runs of {name}: `python -m lib.replicas {name}` trains them")
     return epochs, found[epochs]
+
+
+def found(records: dict) -> dict[str, tuple[int, dict[int, dict]]]:
+    """``complete`` of every plan that has a seed with all its runs, by plan."""
+    plans = {}
+    for name in PLANS:
+        with contextlib.suppress(Incomplete):
+            plans[name] = complete(name, records)
+    return plans
+
+
+def gaps(by_seed: dict[int, dict]) -> pd.DataFrame:
+    """Accuracies along the ``waterfall`` in percent: one row per (step, seed), columns ArcFace, AdaLoss and
+    gap, their difference in points. The first step reads ArcFace with the margin on the true class, as S1 did."""
+    rows = []
+    for seed, runs in by_seed.items():
+        for step in dict.fromkeys(name.split(": ")[1] for name in runs):
+            measured = [runs[f"{loss}: {step}"]["metrics"] for loss in ("ArcFace", "AdaLoss")]
+            free = [100 * metrics["test_accuracy"] for metrics in measured]
+            if step == "as published":
+                rows.append((step, seed, 100 * measured[0]["leaked_accuracy"], free[1]))
+                step = "label-free evaluation"
+            rows.append((step, seed, *free))
+    table = pd.DataFrame(rows, columns=["step", "seed", "ArcFace", "AdaLoss"]).set_index(["step", "seed"])
+    return table.assign(gap=table["AdaLoss"] - table["ArcFace"])
 
 
 def main() -> None:
