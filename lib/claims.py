@@ -43,8 +43,10 @@ class Figure:
     def text(self, unit: str) -> str:
         if math.isnan(self.value):
             return ""
-        bounds = "" if math.isnan(self.low) or self.low == self.high else f" [{self.low:.4g}, {self.high:.4g}]"
-        return f"{self.value:.4g}{bounds} {unit}".strip()
+        if not self.low < self.high:  # exact, or a single run
+            return f"{self.value:.4g} {unit}".strip()
+        digits = 2 if unit in ("%", "points", "degrees") else 3
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] {unit}".strip()
 
 
 # ---------------------------------------------------------------- from figures to verdicts: all rules

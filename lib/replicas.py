@@ -77,14 +77,13 @@ def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
     Open in the source, chosen here: the class centres start normal with deviation 0.01. At 0.1 the
     ArcFace arm does not train on MNIST: all dot products leave the clamp, and no gradient returns.
     """
-    run = Replica("S1", data, loss, "S1 AdaLoss", s=64.0, m=0.4, epochs=epochs, w_std=0.01, seed=seed)
     if loss == "ArcFace":  # S1, defect 6: the arms differ in network, scale and, on CIFAR-10, learning rate
-        arm = ("S1 ArcFace CIFAR-10", 10.0, 1e-4) if data == "cifar10" else ("S1 ArcFace MNIST", 30.0, 1e-3)
-        changes = dict(zip(("network", "s", "lr"), arm, strict=True)) | {"m": 0.5, "dot_product": True} | changes
-        changes = {"cosine_margin": True} | changes
+        name, s, lr = ("CIFAR-10", 10.0, 1e-4) if data == "cifar10" else ("MNIST", 30.0, 1e-3)
+        run = Replica("S1", data, loss, f"S1 ArcFace {name}", s, 0.5, lr=lr, dot_product=True, cosine_margin=True)
     else:  # S1, defect 7: its report describes another algorithm, a margin that follows the difficulty of a class
-        changes = {"unit_norms": True} | changes
-    return dataclasses.replace(run, **{"frozen_centres": True} | changes)
+        run = Replica("S1", data, loss, "S1 AdaLoss", 64.0, 0.4, unit_norms=True)
+    changes = {"frozen_centres": True, "w_std": 0.01, "epochs": epochs, "seed": seed} | changes
+    return dataclasses.replace(run, **changes)
 
 
 def waterfall(data: str, epochs: int, seed: int) -> dict[str, Replica]:
@@ -113,6 +112,11 @@ def waterfall(data: str, epochs: int, seed: int) -> dict[str, Replica]:
 def published(data: str, epochs: int, seed: int) -> dict[str, Replica]:
     """The first step of ``waterfall``."""
     return {name: run for name, run in waterfall(data, epochs, seed).items() if name.endswith("as published")}
+
+
+def centres(epochs: int, seed: int) -> dict[float, Replica]:
+    """S1's ArcFace arm on MNIST by the deviation of its initial class centres."""
+    return {w: s1("mnist", "ArcFace", epochs, seed, w_std=w) for w in (0.001, 0.01, 0.1)}
 
 
 def cosface(data: str, epochs: int, seed: int) -> dict[str, Replica]:
@@ -397,11 +401,7 @@ class Incomplete(ValueError):
 # the source leaves them open, and fewer for a CPU; the number of seeds
 PLANS = {
     "s1_mnist": (lambda e, seed, _: published("mnist", e, seed), (10,), 3),
-    "s1_centres": (
-        lambda e, seed, _: {w: s1("mnist", "ArcFace", e, seed, w_std=w) for w in (0.001, 0.01, 0.1)},
-        (1,),
-        3,
-    ),
+    "s1_centres": (lambda e, seed, _: centres(e, seed), (1,), 3),
     "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10, 3), 3),
     "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10, 3), 3),
     "s5": (lambda e, seed, _: s5_group(e, seed), (100, 30), 5),
@@ -438,13 +438,19 @@ def plan(names, full: bool = False) -> list[Replica]:
 
 
 def runs(names=tuple(PLANS), full: bool = False, *, n_jobs: int = 1, budget: float | None = None) -> dict:
-    """Train what is missing of these plans, as ``study.runs`` does; returns the records by run."""
-    start = time.time()
-    if {"s3_mnist", "s3_cifar10"} & set(names):  # their learning rates come from the search
-        study.collect(plan(["s3_search"]), "replicas", Replica, _train_one, n_jobs=n_jobs, budget=budget)
-        names = [name for name in names if name != "s3_search"]
-    left = None if budget is None else budget - (time.time() - start)
-    return study.collect(plan(names, full), "replicas", Replica, _train_one, n_jobs=n_jobs, budget=left)
+    """Train what is missing of these plans, as ``study.runs`` does; returns the records by run.
+
+    S3 comes last: its learning rates need the search, and a budget may end before that is complete.
+    """
+    start, records = time.time(), {}
+    late = [name for name in names if name in ("s3_mnist", "s3_cifar10")]
+    others = [name for name in names if name not in late]
+    for group in filter(None, (others, ["s3_search"] if late else [], late)):
+        left = None if budget is None else budget - (time.time() - start)
+        with contextlib.suppress(Incomplete):
+            missing = plan(group, full)
+            records |= study.collect(missing, "replicas", Replica, _train_one, n_jobs=n_jobs, budget=left)
+    return records
 
 
 def _train_one(run: Replica, path: Path, deadline: float, threads: int) -> tuple[Replica, dict] | None:
@@ -478,7 +484,7 @@ def complete(name: str, records: dict) -> tuple[int, dict[int, dict]]:
     found = {epochs: {} for epochs in lengths}
     for epochs, seed in itertools.product(lengths, range(10)):
         runs = {key: shrunk(run) for key, run in make(epochs, seed, records).items()}
-        if all(run in records for run in runs.values()):
+        if all(run in records and run.seed == seed for run in runs.values()):
             found[epochs][seed] = {key: records[run] for key, run in runs.items()}
     epochs = max(lengths, key=lambda epochs: (min(len(found[epochs]), 2), epochs))
     if not found[epochs]:

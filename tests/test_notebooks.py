@@ -9,6 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 CHAPTERS = ["01_cosine_distance", "02_arcface_derivation", "03_mnist", "04_cifar10", "05_adaloss", "06_embeddings"]
+CHAPTERS += ["07_replication"]
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 
 

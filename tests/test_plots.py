@@ -164,5 +164,5 @@ def test_waterfall_marks_means_and_changes(ax):
     first, second = ax.patches
     assert (first.get_x(), first.get_width()) == (0, 5) and (second.get_x(), second.get_width()) == (5, -5)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
-    mean, low, high = metrics.interval([-1, 0, 1])
+    _, low, high = metrics.interval([-1, 0, 1])
     assert [low, high] in [list(line.get_xdata()) for line in ax.lines]

@@ -481,3 +481,21 @@ def test_gaps_change_only_the_reading_first():
     assert len(table) == 2 * 8
     assert table.loc[("as published", 2)].tolist() == pytest.approx([80, 91, 11])
     assert table.loc[("label-free evaluation", 2)].tolist() == pytest.approx([90, 91, 1])
+
+
+def test_s3_waits_for_its_search(project, monkeypatch):
+    trained = []
+
+    def train_one(run, path, deadline, threads):
+        trained.append(run)
+        return (run, fake(run, 0.5 + run.lr)) if deadline > 0 else None
+
+    monkeypatch.setattr(replicas, "_train_one", train_one)
+    replicas.runs(["s3_mnist", "fp32"])
+    kinds = [("search" if run.evaluated == "val" else "s3") if run.source == "S3" else "fp32" for run in trained]
+    assert list(dict.fromkeys(kinds)) == ["fp32", "search"]  # the search was not written, so S3 has no rates yet
+    (project / "results" / "replicas.jsonl").write_text(
+        "".join(json.dumps(fake(run, 0.5 + run.lr)) + "\n" for run in trained if run.evaluated == "val")
+    )
+    replicas.runs(["s3_mnist"])
+    assert {run.lr for run in trained[-15:]} == {0.1} and {run.seed for run in trained[-15:]} == {0, 1, 2}
