@@ -25,7 +25,7 @@ export RUN_LOG := $(CURDIR)/$(BUILD)/runs.log
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help report test lab submission colab study clean FORCE
+.PHONY: help report test lab submission colab study bench clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -53,8 +53,12 @@ colab: .venv/.installed ## REPO=owner/name: write the repository's address and t
 study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time
 	@$(PY) -m lib.study $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
 
+bench: data/.ready ## measure the heads' time and memory and the images per second
+	@$(PY) -m benchmarks.heads
+	@$(PY) -m benchmarks.throughput
+
 clean: ## remove stamps, the smoke profile's files and caches
-	rm -rf .build .smoke .pytest_cache .ruff_cache .hypothesis lib/__pycache__ tests/__pycache__
+	rm -rf .build .smoke .pytest_cache .ruff_cache .hypothesis lib/__pycache__ tests/__pycache__ benchmarks/__pycache__
 
 .venv/.installed: results/requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \

@@ -1,11 +1,13 @@
 """Data sets as uint8 tensors that live on the device, with batch augmentation there."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -94,13 +96,14 @@ class Data:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu", size: int = 32) -> Data:
+def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu") -> Data:
     """MNIST, CIFAR-10, scikit-learn's digits, or a folder with one subfolder of images per class.
 
     The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a
-    tenth of a smaller set. Folder images become colour and size x size pixels. Missing files
-    are downloaded to root. Raises ValueError for an unknown name or unusable images, OSError for
-    damaged files and for a download that fails; each message names the cure.
+    tenth of a smaller set. Folder images become colour and square, 32 x 32 pixels or, for the name
+    "folder@48", 48 x 48. Missing files are downloaded to root. Raises ValueError for an unknown
+    name or unusable images, OSError for damaged files and for a download that fails; each message
+    names the cure.
     """
     if name == "mnist":
         data = _mnist(Path(root))
@@ -109,7 +112,9 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
     elif name == "digits":
         data = _digits()
     elif Path(name).is_dir():
-        data = _folder(Path(name), size)
+        data = _folder(Path(name), 32)
+    elif (end := re.fullmatch(r"(.+)@(\d+)", str(name))) and Path(end[1]).is_dir():
+        data = _folder(Path(end[1]), int(end[2]))
     else:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or an existing image folder")
     return data.to(device)
@@ -159,6 +164,8 @@ def _digits() -> Data:
 
 
 def _folder(path: Path, size: int) -> Data:
+    if size < 8:
+        raise ValueError(f"{path}@{size}: images of {size} pixels are too small, choose 8 or more")
     try:
         folder = datasets.ImageFolder(path)
     except FileNotFoundError as error:
@@ -166,20 +173,38 @@ def _folder(path: Path, size: int) -> Data:
         raise ValueError(f"{path}: {cause} Expected one subfolder with images per class") from None
     if len(folder.classes) < 2:
         raise ValueError(f"{path} holds one class only ({folder.classes[0]}): add a subfolder per class")
-    resize = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
+    if {name.lower() for name in folder.classes} <= {"train", "training", "val", "valid", "validation", "test"}:
+        raise ValueError(
+            f"{path} is split into {', '.join(folder.classes)}, not into classes: name the folder whose subfolders "
+            "are the classes; the splits are made here"
+        )
     images, labels, broken = [], [], []
     for file, label in folder.samples:
         try:
-            images.append(resize(folder.loader(file)))
+            images.append(_picture(file, size))
             labels.append(label)
-        except (OSError, ValueError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that Pillow raises
             broken.append(file)
     if broken:
-        raise ValueError(f"{path}: {len(broken)} unreadable images, the first is {broken[0]}: replace or delete them")
+        raise ValueError(
+            f"{path}: {len(broken)} unreadable images (damaged, or more than 8 bits per channel), the first is "
+            f"{broken[0]}: replace or delete them"
+        )
     rarest = torch.bincount(torch.tensor(labels)).min().item()
     if rarest < 5:
         raise ValueError(f"{path}: every class needs at least 5 images for its three splits, the rarest has {rarest}")
-    return _split_all(path.name, Split(torch.stack(images), torch.tensor(labels)), folder.classes, crop_padding=2)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # the first n are a fair sample
+    everything = Split(torch.stack(images), torch.tensor(labels))[order]
+    return _split_all(path.name, everything, folder.classes, crop_padding=2)
+
+
+def _picture(file: str, size: int) -> Tensor:
+    """An image file as uint8 (3, size, size), turned as its camera notes."""
+    with Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise ValueError("Pillow clips pixels of 16 bits and more")
+        picture = ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")  # a palette may hold transparency
+    return v2.functional.resize(v2.functional.pil_to_tensor(picture), [size, size], antialias=True)
 
 
 def _split_all(name: str, everything: Split, classes: list[str], **augmentation) -> Data:

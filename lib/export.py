@@ -240,11 +240,12 @@ def report(**title: str) -> bytes:
 
 
 def submission(lastname: str, firstname: str, id: str) -> Path:
-    """Write lastname_firstname_ID_Project1.zip: lib, the notebooks as scripts, the figures and the PDF
+    """Write lastname_firstname_ID_Project1.zip: lib, benchmarks, the notebooks as scripts, the figures and the PDF
     under that name and ID. Raises ValueError for an impossible name or ID and for what is missing.
     """
     stem = submission_name(lastname, firstname, id)
-    files = {f"lib/{p.name}": p.read_bytes() for p in LIB.glob("*.*") if p.is_file()}
+    code = [LIB, LIB.parent / "benchmarks"]
+    files = {f"{p.parent.name}/{p.name}": p.read_bytes() for f in code for p in f.glob("*.*") if p.is_file()}
     expected = [folder("report") / "report.pdf"]
     for path in [*folder("notebooks").glob("*.ipynb"), folder("report") / "report.ipynb"]:
         script = PythonExporter(exclude_input_prompt=True).from_notebook_node(read(path))[0]

@@ -5,9 +5,11 @@ centres ``W`` of shape (C, d). For embeddings ``x`` of shape (B, d) and labels `
 
     head(x)      label-free logits (B, C): for prediction and accuracy
     head(x, y)   training logits (B, C): the margin is on the target's logit
-    loss         F.cross_entropy(head(x, y), y)
+    loss         F.cross_entropy(head(x, y), y) + head.regulariser(x)
 
 Without a label there is no margin, so an evaluation cannot leak the label into the logits.
+``regulariser`` is 0 for every head but MagFace. The study's nine heads are here, in ``HEADS``; six
+more are in lib.family, and ``heads`` and ``make`` know them all.
 
 theta_j is the angle between x and W_j, in radians as are all margins. Each paper changes the
 target's logit only, in ``target``. Where a shifted angle passes pi every head here continues
@@ -18,6 +20,7 @@ rounds to 1.
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -85,36 +88,56 @@ class Head(nn.Module):
         self._check(x, y)
         with torch.autocast(x.device.type, enabled=False):
             x, W = self._precise(x, self.W)
-            norm = x.norm(dim=1)  # (B,)
-            if (norm == 0).any():
-                raise ValueError(
-                    "an embedding has length zero, so it has no angle: remove the ReLU behind the embedding "
-                    "layer or lower the learning rate"
-                )
-            cos_theta = F.linear(x / norm[:, None], F.normalize(W))  # (B, C)
+            x, norm = self._direction(x)
+            cos_theta = self.cosines(x, W)  # (B, C)
             if y is None:
                 return self.s * cos_theta
-            if self.training and len(x):
-                self.observe(cos_theta.detach(), norm.detach(), y)
             cos_y = cos_theta.gather(1, y[:, None]).squeeze(1)  # (B,)
-            target = self.target(cos_y, y, norm.detach())  # (B,)
+            if self.training and len(x):
+                logits = (self.s * cos_theta).detach()
+                self.observe(
+                    cos_y.detach(), norm.detach(), y, lambda: logits.scatter(1, y[:, None], -math.inf).logsumexp(1)
+                )
+            target = self.target(cos_y, y, norm)  # (B,)
             others = self.negatives(cos_theta, target)  # (B, C)
             return self.s * others.scatter(1, y[:, None], target[:, None])
+
+    @staticmethod
+    def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, d) at length one, and their lengths (B,). Raises ValueError if one is zero."""
+        norm = x.norm(dim=1)
+        if (norm == 0).any():
+            raise ValueError(
+                "an embedding has length zero, so it has no angle: remove the ReLU behind the embedding "
+                "layer or lower the learning rate"
+            )
+        return x / norm[:, None], norm
 
     def target(self, cos_y: Tensor, y: Tensor, norm: Tensor) -> Tensor:
         """The paper's hook: the target's cosine (B,) with its margin.
 
-        cos_y (B,): cosine to the true class's centre; norm (B,): lengths of the embeddings,
-        without gradient.
+        cos_y (B,): cosine to the true class's centre; norm (B,): lengths of the embeddings.
         """
         raise NotImplementedError
+
+    def cosines(self, x: Tensor, W: Tensor) -> Tensor:
+        """Cosines (B, C) of unit embeddings x (B, d) to the centres W; only SubCenterArcFace has several a class."""
+        return F.linear(x, F.normalize(W))
+
+    def regulariser(self, x: Tensor) -> Tensor | float:
+        """What is added to the mean cross-entropy of embeddings x (B, d); only MagFace has such a term."""
+        return 0.0
 
     def negatives(self, cos_theta: Tensor, target: Tensor) -> Tensor:
         """Cosines (B, C) of the other classes; only CurricularFace changes them."""
         return cos_theta
 
-    def observe(self, cos_theta: Tensor, norm: Tensor, y: Tensor) -> None:
-        """Update running statistics from a training batch (no gradient); most heads have none."""
+    def observe(self, cos_y: Tensor, norm: Tensor, y: Tensor, others: Callable[[], Tensor]) -> None:
+        """Update running statistics from a training batch (no gradient); most heads have none.
+
+        cos_y, norm (B,): as for ``target``. others() (B,): logsumexp of the other classes' margin-free
+        logits; computed when called, because over many classes it takes a pass of its own.
+        """
 
     @staticmethod
     def _precise(*tensors: Tensor) -> list[Tensor]:
@@ -233,8 +256,8 @@ class CurricularFace(Head):
         super().__init__(num_classes, embedding_dim, s=s, m=m)
         self.register_buffer("t", torch.zeros(()))
 
-    def observe(self, cos_theta, norm, y):
-        self.t.lerp_(cos_theta.gather(1, y[:, None]).mean().to(self.t.dtype), 0.01)
+    def observe(self, cos_y, norm, y, others):
+        self.t.lerp_(cos_y.mean().to(self.t.dtype), 0.01)
 
     def target(self, cos_y, y, norm):
         return psi(angle(cos_y) + self.w * self.m)
@@ -259,7 +282,7 @@ class AdaFace(Head):
         self.register_buffer("sigma", torch.ones(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    def observe(self, cos_theta, norm, y):
+    def observe(self, cos_y, norm, y, others):
         norm = norm.clamp(1e-3, 100).to(self.mu.dtype)
         rate = torch.where(self.started, 0.01, 1.0)
         self.mu.lerp_(norm.mean(), rate)
@@ -273,7 +296,7 @@ class AdaFace(Head):
         return (self.h * (norm.clamp(1e-3, 100) - mu) / (sigma + 1e-3)).clamp(-1, 1)
 
     def target(self, cos_y, y, norm):
-        k, m = self.quality(norm), self.w * self.m
+        k, m = self.quality(norm.detach()), self.w * self.m
         return psi((angle(cos_y) - m * k).clamp_min(0)) - (m * k + m)
 
 
@@ -293,8 +316,8 @@ class AdaLoss(Head):
             raise ValueError(f"AdaLoss: m_min must not exceed m_max, got {m_min} > {m_max}")
         self.register_buffer("d", torch.ones(num_classes))
 
-    def observe(self, cos_theta, norm, y):
-        p_y = (self.s * cos_theta).softmax(1).gather(1, y[:, None]).squeeze(1)  # (B,)
+    def observe(self, cos_y, norm, y, others):
+        p_y = (self.s * cos_y - others()).sigmoid()  # (B,)
         count = torch.bincount(y, minlength=len(self.d))
         difficulty = torch.zeros_like(self.d).index_add_(0, y, (1 - p_y).to(self.d.dtype)) / count.clamp_min(1)
         self.d.lerp_(difficulty, 0.02 * (count > 0).to(self.d.dtype))  # absent classes keep theirs
@@ -316,11 +339,18 @@ HEADS = {
 }
 
 
+def heads() -> dict[str, type[Head]]:
+    """All heads by name: the study's nine, HEADS, and the six of lib.family."""
+    from lib import family  # it builds on this module
+
+    return HEADS | family.HEADS
+
+
 def make(name: str, num_classes: int, embedding_dim: int, **constants: float) -> Head:
     """The head of that name. Raises ValueError for an unknown name or constant."""
-    if name not in HEADS:
-        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(HEADS)}")
+    if name not in heads():
+        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(heads())}")
     try:
-        return HEADS[name](num_classes, embedding_dim, **constants)
+        return heads()[name](num_classes, embedding_dim, **constants)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from None

@@ -15,9 +15,11 @@ from lib import losses, metrics, study
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
-# one colour and one marker per loss, in every figure; one colour per class
-COLOURS = dict(zip(losses.HEADS, np.array(sns.color_palette("colorblind"))[[7, 5, 2, 9, 0, 4, 6, 1, 3]], strict=True))
-MARKERS = dict(zip(losses.HEADS, "osv^DPX*h", strict=True))
+# one colour and one marker per loss, in every figure (the study's nine, then lib.family); one colour per class
+PALETTE = [*np.array(sns.color_palette("colorblind"))[[7, 5, 2, 9, 0, 4, 6, 1, 3]]]
+PALETTE += [*np.array(sns.color_palette("dark"))[[0, 3, 2, 4, 8, 9]]]
+COLOURS = dict(zip(losses.heads(), PALETTE, strict=True))
+MARKERS = dict(zip(losses.heads(), [*"osv^DPX*h<>pd", (4, 1), (6, 1)], strict=True))
 CLASS_COLOURS = sns.color_palette("tab10", 10)
 CLASS_MARKERS = "osv^DPX*h<"
 
@@ -175,11 +177,11 @@ def spread(heights: np.ndarray, gap: float) -> np.ndarray:
     return result
 
 
-def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str]) -> None:
-    """Points (N, 2) with one colour and marker per class."""
+def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str], s: float = 5) -> None:
+    """Points (N, 2) of size s with one colour and marker per class."""
     for c, name in enumerate(classes):
         ax.scatter(
-            *points[y == c].T, s=5, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.6, linewidths=0, label=name
+            *points[y == c].T, s=s, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.6, linewidths=0, label=name
         )
 
 

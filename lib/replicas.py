@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -453,14 +452,12 @@ def runs(names=tuple(PLANS), full: bool = False, *, n_jobs: int = 1, budget: flo
     return records
 
 
-def _train_one(run: Replica, path: Path, deadline: float, threads: int) -> tuple[Replica, dict] | None:
+def _train_one(run: Replica, deadline: float, threads: int) -> tuple[Replica, dict, bytes] | None:
     if time.time() >= deadline:
         return None
     if threads:
         torch.set_num_threads(threads)
-    _, record = execute(run)
-    study.append(path, record)
-    return run, record
+    return run, execute(run)[1], b""
 
 
 def recorded() -> dict[Replica, dict]:

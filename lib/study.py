@@ -7,6 +7,7 @@ project's folders; RETRAIN=1 trains what is recorded anew (the newest record of 
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import os
 import platform
@@ -34,14 +35,21 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 RECIPES = {
     "mnist": {"network": "SmallNet", "epochs": 4, "batch_size": 512, "lr": 0.1},
-    "cifar10": {"network": "AirNet", "epochs": 8, "low_res_epochs": 4, "batch_size": 256, "lr": 0.2},
+    "cifar10": {
+        "network": "AirNet", "epochs": 4, "batch_size": 1024, "lr": 0.7, "muon_lr": 0.12, "momentum": 0.8,
+        "crop_padding": 2,
+    },
     "digits": {"network": "SmallNet", "epochs": 20, "batch_size": 64, "lr": 0.05},
-}
+}  # fmt: skip
 # the main runs: which losses, how many seeds
 MAIN = {
     "mnist": (tuple(losses.HEADS), 3),
-    "cifar10": (("Softmax", "CosFace", "ArcFace", "AdaFace", "AdaLoss"), 1),
+    "cifar10": (tuple(losses.HEADS), 2),
 }
+# the fields of a Config that train.fit takes
+TRAINING = (
+    "epochs", "low_res_epochs", "batch_size", "lr", "muon_lr", "momentum", "weight_decay", "margin_warmup", "seed",
+)  # fmt: skip
 
 
 def _float(value):
@@ -53,7 +61,8 @@ class Config:
     """Everything that decides the result of a run; equal configs are the same run.
 
     constants: the head's own constants, a dict or (name, value) pairs; empty for its defaults.
-    train_size: number of training images, 0 for all. The other fields are those of ``train.fit``.
+    train_size: number of training images, 0 for all. crop_padding: as in ``data.Data``, None for the
+    data set's own. The other fields are those of ``train.fit``.
     """
 
     data: str
@@ -70,6 +79,7 @@ class Config:
     weight_decay: float = 5e-4
     margin_warmup: float = 1.0
     train_size: int = 0
+    crop_padding: int | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -78,23 +88,30 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in (float, "float"):  # 1 and 1.0 are the same run, so they need the same key
                 object.__setattr__(self, field.name, _float(getattr(self, field.name)))
-        if self.head not in losses.HEADS:
-            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.HEADS)}")
+        if self.head not in losses.heads():
+            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.heads())}")
 
     @property
     def key(self) -> str:
-        return sha1(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Of the fields that are not at their default, so that a field added later changes no key."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        changed = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
+        return sha1(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
-    """The data set's standard configuration with this head, seed and changes."""
-    return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["cifar10"]), **changes})
+    """The data set's standard configuration (the digits' for an image folder) with this head, seed and changes."""
+    return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["digits"]), **changes})
 
 
 def plan(study: str) -> list[Config]:
-    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study."""
+    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study;
+    the plan of any other study is what results/<study>.jsonl records."""
     if study not in MAIN:
-        raise ValueError(f"unknown study {study!r}: choose one of {', '.join(MAIN)}")
+        recorded = list(read(folder("results") / f"{study}.jsonl"))
+        if not recorded:
+            raise ValueError(f"unknown study {study!r}: choose one of {', '.join(MAIN)}, or one in results/")
+        return recorded
     heads, seeds = MAIN[study]
     return [recipe(study, head, seed) for seed in range(min(seeds, 2) if smoke() else seeds) for head in heads]
 
@@ -118,9 +135,12 @@ def shrunk(config: Config) -> Config:
 
 
 @functools.lru_cache(maxsize=2)
-def load(name: str, train_size: int = 0) -> datasets.Data:
-    """The data of a run on the best device, cut to train_size training images."""
+def load(name: str, train_size: int = 0, crop_padding: int | None = None) -> datasets.Data:
+    """The data of a run on the best device: cut to train_size training images, shifted by up to
+    crop_padding pixels in training."""
     data = datasets.load(name, PROJECT / "data", train.best_device())
+    if crop_padding is not None:
+        data = dataclasses.replace(data, crop_padding=crop_padding)
     if train_size:
         size = min(train_size, len(data.train))
         data = dataclasses.replace(data, train=data.train[:size])
@@ -131,16 +151,13 @@ def load(name: str, train_size: int = 0) -> datasets.Data:
 
 def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, datasets.Data, dict]:
     """Train one run; returns (model, data, record). Nothing is written."""
-    data = load(config.data, config.train_size)
+    data = load(config.data, config.train_size, config.crop_padding)
     torch.manual_seed(config.seed)  # the network first, then W: equal for every head
     network = models.network(config.network, data, config.embedding_dim)
     head = losses.make(config.head, len(data.classes), config.embedding_dim, **dict(config.constants))
     model = models.Classifier(network, head)
-    history = train.fit(
-        model, data, epochs=config.epochs, low_res_epochs=config.low_res_epochs, muon_lr=config.muon_lr, batch_size=config.batch_size,
-        lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
-        margin_warmup=config.margin_warmup, seed=config.seed, progress=progress, name=config,
-    )  # fmt: skip
+    options = {field: getattr(config, field) for field in TRAINING}
+    history = train.fit(model, data, **options, progress=progress, name=config)
     x = train.embed(model, data, data.test)
     with torch.no_grad():
         logits = model.head(x.to(head.W.device)).cpu()
@@ -180,11 +197,12 @@ def environment(device: torch.device) -> dict:
 
 
 def _commit() -> str:
-    """The short hash, with a + if lib/ has changes that are not committed."""
+    """The short hash, with a + if lib/ or benchmarks/ have changes that are not committed."""
     git = functools.partial(subprocess.run, cwd=PROJECT, capture_output=True, text=True)
     try:
         commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-        return commit + ("+" if git(["git", "status", "--porcelain", "lib"]).stdout.strip() else "") or "unknown"
+        changed = git(["git", "status", "--porcelain", "lib", "benchmarks"]).stdout.strip()
+        return commit + ("+" if changed else "") or "unknown"
     except OSError:
         return "unknown"
 
@@ -264,16 +282,22 @@ def append(path: Path, record: dict) -> None:
 def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | None = None) -> pd.DataFrame:
     """One row per run: its Config fields, metrics, history, seconds, device and commit.
 
-    Takes what results/<study>.jsonl records and trains what is missing, n_jobs at a time; each
-    finished run is written at once. budget: seconds after which no further run is started; the
-    rows are then those that exist. Raises OSError before any training if records cannot be written.
+    Takes what results/<study>.jsonl records and trains what is missing, n_jobs at a time (-1: as many
+    as there are workers); each finished run is written at once. Under joblib.parallel_config(backend=
+    "dask") the runs go to a cluster: give its workers one thread each, since the random numbers of
+    runs in one process would mix. budget: seconds after which no further run is started; the rows are
+    then those that exist. Raises OSError before any training if records cannot be written.
     """
-    return frame(collect(map(shrunk, configs), study, Config, _train_one, n_jobs=n_jobs, budget=budget).values())
+    train_one = functools.partial(_train_one, keep=study in MAIN)
+    return frame(collect(map(shrunk, configs), study, Config, train_one, n_jobs=n_jobs, budget=budget).values())
 
 
 def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budget: float | None = None) -> dict:
-    """The records of configs of this dataclass, by config; train_one(config, path, deadline, threads)
-    trains and records what is missing, as ``runs`` describes."""
+    """What ``runs`` does for configs of any dataclass; returns their records by config.
+
+    train_one(config, deadline, threads), in a worker: config, record and embeddings (or b""), or None
+    after the deadline; threads: 0 for as many as there are.
+    """
     path = folder("results") / f"{study}.jsonl"
     configs = list(dict.fromkeys(configs))
     records = read(path, kind)
@@ -281,11 +305,19 @@ def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budg
     if missing:
         _check_writable(path)
     deadline = time.time() + budget if budget is not None else float("inf")
-    threads = max(1, (os.cpu_count() or 1) // n_jobs)
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
-        joblib.delayed(train_one)(config, path, deadline, threads if n_jobs > 1 else 0) for config in missing
+    workers = joblib.effective_n_jobs(n_jobs)
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
+    jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(
+        joblib.delayed(train_one)(config, deadline, threads) for config in missing
     )
-    trained = dict(r for r in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout) if r)
+    trained = {}
+    for result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
+        if result:
+            config, record, packed = result
+            append(path, record)
+            trained[config] = record
+            if packed:
+                _keep_embeddings(config, packed)
     records.update(trained)
     done = [c for c in configs if c in records]
     report = f"{study}: {len(done) - len(trained)} runs from {path.name}, {len(trained)} trained now"
@@ -322,16 +354,15 @@ def _check_writable(path: Path) -> None:
         raise OSError(f"{path} cannot be written ({error.strerror}): make the folder writable") from error
 
 
-def _train_one(config: Config, path: Path, deadline: float, threads: int) -> tuple[Config, dict] | None:
+def _train_one(config: Config, deadline: float, threads: int, keep: bool) -> tuple[Config, dict, bytes] | None:
+    """One run in a worker, which may be on another machine: nothing is written here. keep: also the
+    embeddings of seed 0."""
     if time.time() >= deadline:
         return None
     if threads:
         torch.set_num_threads(threads)
     model, data, record = execute(config, progress=not threads)
-    append(path, record)
-    if config.seed == 0:
-        _keep_embeddings(config, model, data, record)
-    return config, record
+    return config, record, _packed(model, data, record) if keep and config.seed == 0 else b""
 
 
 def embeddings(config: Config) -> dict:
@@ -342,25 +373,45 @@ def embeddings(config: Config) -> dict:
     config = shrunk(config)
     path = _embeddings_path(config)
     if not path.exists():
-        _keep_embeddings(config, *execute(config))
+        _keep_embeddings(config, _packed(*execute(config)))
     with np.load(path) as stored:
         return {**stored, "x": stored["x"].astype(np.float32), "record": json.loads(str(stored["record"]))}
 
 
+def accuracy_with_margin(config: Config, m: float) -> float:
+    """Test accuracy of a trained ArcFace run, read with the margin m (radians) left on the true class.
+
+    From its kept embeddings; m = 0 is the label-free reading.
+    """
+    kept = embeddings(config)
+    x, y = torch.from_numpy(kept["x"]), torch.from_numpy(kept["y"])
+    head = losses.ArcFace(*kept["W"].shape, m=m).eval()
+    head.W.data = torch.from_numpy(kept["W"])
+    with torch.no_grad():
+        return metrics.accuracy(head(x, y), y)
+
+
 def _embeddings_path(config: Config) -> Path:
-    name = f"{config.data}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
+    name = f"{Path(config.data).name}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
     return folder("results") / "embeddings" / name
 
 
-def _keep_embeddings(config: Config, model: models.Classifier, data: datasets.Data, record: dict) -> None:
+def _packed(model: models.Classifier, data: datasets.Data, record: dict) -> bytes:
+    """What ``embeddings`` gives, as the content of a file."""
     part = data.test[:2000]  # half precision and 2,000 images keep a file near 250 kB
+    file = io.BytesIO()
+    np.savez_compressed(
+        file, x=train.embed(model, data, part).half().numpy(), y=part.labels.cpu().numpy(),
+        W=model.head.W.detach().cpu().numpy(), record=json.dumps({k: v for k, v in record.items() if k != "history"}),
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def _keep_embeddings(config: Config, packed: bytes) -> None:
     path = _embeddings_path(config)
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".part.npz")
-    np.savez_compressed(
-        temporary, x=train.embed(model, data, part).half().numpy(), y=part.labels.cpu().numpy(),
-        W=model.head.W.detach().cpu().numpy(), record=json.dumps({k: v for k, v in record.items() if k != "history"}),
-    )  # fmt: skip
+    temporary.write_bytes(packed)
     temporary.replace(path)
 
 

@@ -53,7 +53,7 @@ def fit(
     margin_warmup: epochs over which the margins grow from zero. low_res_epochs: first epochs on
     images of 3/4 the side, at about half the cost. muon_lr: above 0, Muon trains the convolutions
     with it. seed: order and augmentation.
-    The history holds loss (mean training loss, with margin), train_accuracy (label-free, running
+    The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
     best temperature, so comparable between heads), seconds (training only, cumulative) and, for
     a head that has them, margins (C,). Raises FloatingPointError at a non-finite loss.
@@ -86,7 +86,7 @@ def fit(
                 images = F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
             with autocast(device):
                 x = model.network(images)
-                loss = F.cross_entropy(model.head(x, y), y)
+                loss = F.cross_entropy(model.head(x, y), y) + model.head.regulariser(x)
             if not loss.isfinite():
                 raise FloatingPointError(
                     f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: "

@@ -211,7 +211,7 @@ def test_submission_holds_everything_under_that_name(workspace):
         reader = PdfReader(io.BytesIO(archive.read("Van-Dyk_Anne-Marie_a1_Project1.pdf")))
         script = archive.read("notebooks/01_first.py").decode()
     assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py"} < set(names)
-    assert {f"lib/{p.name}" for p in (ROOT / "lib").glob("*.py")} < set(names)
+    assert {f"{p.parent.name}/{p.name}" for f in ("lib", "benchmarks") for p in (ROOT / f).glob("*.py")} < set(names)
     assert "Anne-Marie Van Dyk" in words(reader) and "ID a1" in words(reader)
     compile(script, "01_first.py", "exec")
     os.utime(workspace / "figures" / "02_curve.png", (0, 0))

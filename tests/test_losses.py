@@ -10,9 +10,14 @@ from torch.nn import functional as F
 
 from lib import losses
 
-ANGULAR = [name for name in losses.HEADS if name != "Softmax"]
-WITH_MARGIN = [name for name in ANGULAR if name != "NormFace"]
-STATISTICS = {"CurricularFace": ["t"], "AdaFace": ["mu", "sigma", "started"], "AdaLoss": ["d"]}
+HEADS = list(losses.heads())
+ANGULAR = [name for name in HEADS if name != "Softmax"]
+WITH_MARGIN = [name for name in ANGULAR if name not in ("NormFace", "AdaCos")]
+STATISTICS = {
+    "CurricularFace": ["t"], "AdaFace": ["mu", "sigma", "started"], "AdaLoss": ["d"],
+    "AdaCos": ["s"], "KappaFace": ["z", "n"], "LDAM": ["n"],
+}  # fmt: skip
+PARAMETERS = {"Softmax": {"b": (7,)}, "SubCenterArcFace": {"V": (2, 7, 3)}}  # besides W, for seven classes
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -34,8 +39,11 @@ def make(name, W, **constants):
 
 
 def plane(name, *degrees, **constants):
-    """A head whose centres lie at these angles of the plane."""
-    return make(name, at(*degrees), **constants)
+    """A head whose centres, and all of a class's sub-centres, lie at these angles of the plane."""
+    head = make(name, at(*degrees), **constants)
+    if hasattr(head, "V"):
+        head.V.data = head.W.data.expand_as(head.V).clone()
+    return head
 
 
 def logit(head, theta):
@@ -158,7 +166,7 @@ def test_adaface_starts_from_first_batch():
     assert (head.mu.item(), head.sigma.item()) == pytest.approx((0.99 * 2 + 0.01 * 70, 0.99 * 1 + 0.01 * 30))
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("B", [0, 1])
 def test_smallest_batches_leave_statistics_finite(name, B):
     head, x, y = batch(name, B=B, dtype=torch.float32)
@@ -211,6 +219,12 @@ IDENTITIES = [
     ("AdaFace", {"m": 0}, "NormFace", {}),
     ("AdaLoss", {"gamma": 0, "m": 0.4}, "ArcFace", {"m": 0.4}),
     ("AdaLoss", {"gamma": 0, "m": 0, "m_min": 0}, "NormFace", {}),
+    ("ElasticFace", {"m": 0.4}, "ArcFace", {"m": 0.4}),  # in evaluation mode
+    ("MagFace", {"l_m": 0.4, "u_m": 0.4}, "ArcFace", {"m": 0.4}),
+    ("KappaFace", {"m0": 0}, "NormFace", {}),
+    ("KappaFace", {"m0": 0.8, "T": 0, "gamma": 1}, "ArcFace", {"m": 0.4}),
+    ("LDAM", {"m": 0}, "NormFace", {}),
+    ("SubCenterArcFace", {"m": 0.4, "K": 1}, "ArcFace", {"m": 0.4}),
 ]
 
 
@@ -234,14 +248,16 @@ def test_curricular_is_arcface_for_easy_negatives():
 
 LARGE = {
     "SphereFace": {"m1": 3}, "CosFace": {"m": 2}, "ArcFace": {"m": 1.5}, "CombinedMargin": {"m1": 2, "m2": 1, "m3": 1},
-    "CurricularFace": {"m": 1}, "AdaFace": {"m": 1}, "AdaLoss": {"m": 0.6},
+    "CurricularFace": {"m": 1}, "AdaFace": {"m": 1}, "AdaLoss": {"m": 0.6}, "ElasticFace": {"m": 1, "plus": True},
+    "MagFace": {"l_m": 1, "u_m": 2, "l_a": 1}, "KappaFace": {"m0": 1.5}, "LDAM": {"m": 1},
+    "SubCenterArcFace": {"m": 1},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WITH_MARGIN)
 def test_no_margin_without_label(name):
     head, x, y = batch(name, **LARGE[name])
-    plain = make("NormFace", head.W.data)(x)
+    plain = make("NormFace", head.W.data)(x) if name != "SubCenterArcFace" else head(x)
     for _ in range(2):  # training mode and earlier labels change nothing
         assert torch.equal(head(x), plain)
         assert (head(x, y) != plain).any()
@@ -269,7 +285,7 @@ def test_statistics_move_in_training_mode_only(name):
     assert all(not torch.equal(v, start[k]) for k, v in head.named_buffers())
 
 
-@pytest.mark.parametrize("name", ["SphereFace", "CosFace", "ArcFace", "CombinedMargin", "CurricularFace", "AdaFace"])
+@pytest.mark.parametrize("name", [name for name in WITH_MARGIN if name != "AdaLoss"])
 def test_warmup_grows_the_margin_from_zero(name):
     head, x, y = batch(name, **LARGE[name])
     targets = []
@@ -293,24 +309,26 @@ fractions = st.floats(0, 1, width=32)
 
 
 @st.composite
-def heads(draw, names=tuple(losses.HEADS)):
+def heads(draw, names=tuple(HEADS)):
     """A head name with constants from zero to far beyond the papers'."""
     name = draw(st.sampled_from(names))
     ranges = {
         "m": 1.5, "m1": 4, "m2": 1.5, "m3": 1, "h": 2, "gamma": 2, "m_min": 0.1, "m_max": 1.5,
+        "sigma": 1, "l_m": 1, "u_m": 1.5, "lambda_g": 40, "m0": 1.5, "T": 2,
     }  # fmt: skip
     keys = {
         "SphereFace": ["m1"], "CombinedMargin": ["m1", "m2", "m3"], "AdaFace": ["m", "h"], "NormFace": [],
-        "AdaLoss": ["m", "gamma", "m_min"], "Softmax": [],
+        "AdaLoss": ["m", "gamma", "m_min"], "Softmax": [], "ElasticFace": ["m", "sigma"], "AdaCos": [],
+        "MagFace": ["l_m", "u_m", "lambda_g"], "KappaFace": ["m0", "T"],
     }.get(name, ["m"])  # fmt: skip
     constants = {key: ranges[key] * draw(fractions) for key in keys}
-    if name != "Softmax":
+    if name not in ("Softmax", "AdaCos"):
         constants["s"] = draw(st.sampled_from([1.0, 16.0, 64.0, "auto"]))
     return name, constants
 
 
 def finite(logits, x, head, y):
-    F.cross_entropy(logits, y).backward()
+    (F.cross_entropy(logits, y) + head.regulariser(x)).backward()
     return all(t.isfinite().all() for t in (logits, x.grad, head.W.grad))
 
 
@@ -334,7 +352,7 @@ def test_finite_at_angle_zero_and_pi(dtype, case, d, seed, axes):
     assert finite(head(x, y), x, head, y)
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_does_not_touch_the_margin(name, dtype):
     head, x, y = batch(name, dtype=torch.float32)
@@ -349,16 +367,17 @@ def test_autocast_does_not_touch_the_margin(name, dtype):
     assert torch.equal(from_half, head(half.float(), y))
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_half_precision_head_computes_in_fp32(name, dtype):
     head, x, y = batch(name, dtype=dtype)
-    twin = make(name, head.W.data.float())
+    twin = losses.make(name, 5, 4).eval()
+    twin.load_state_dict(head.state_dict())
     assert head(x, y).dtype == torch.float32
     torch.testing.assert_close(head(x, y), twin(x.float(), y))
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)], ids=str)
 def test_embeddings_may_be_more_precise_than_the_head(name, dtypes):
     head, x, y = batch(name, dtype=dtypes[0])
@@ -407,7 +426,7 @@ def test_continuous_where_the_shifted_angle_passes_pi(name, constants, turn):
         assert far.tolist() == pytest.approx([-far[1].item(), -far[0].item()], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("seed", range(3))
 def test_gradcheck(name, seed):
     head, x, y = batch(name, B=8, seed=seed)
@@ -418,7 +437,7 @@ def test_gradcheck(name, seed):
     assert torch.autograd.gradcheck(logits, (x, head.W.detach().requires_grad_()))
 
 
-@pytest.mark.parametrize("name", ANGULAR)
+@pytest.mark.parametrize("name", [name for name in ANGULAR if name not in ("MagFace", "SubCenterArcFace")])
 def test_no_gradient_along_the_embedding(name):
     head, x, y = batch(name)
     _, x_grad, W_grad = gradients(head, x, y)
@@ -466,40 +485,43 @@ def one_point(head):
 @pytest.mark.parametrize("s, m", [(16, 0.45), (64, 0.5)])
 @pytest.mark.parametrize("name", ANGULAR)
 def test_heads_punish_the_collapse(name, s, m):
-    constants = {"m": m} if name in ("ArcFace", "CosFace", "CurricularFace", "AdaFace", "AdaLoss") else {}
-    loss = collapsed(plane(name, *[0] * 10, s=s, **constants))
-    if name == "NormFace":
+    constants = {
+        "NormFace": {}, "SphereFace": {}, "CombinedMargin": {}, "MagFace": {"l_m": m, "u_m": m},
+        "KappaFace": {"m0": 2 * m, "gamma": 1},
+    }.get(name, {"m": m})  # fmt: skip
+    loss = collapsed(plane(name, *[0] * 10, **({"s": s, **constants} if name != "AdaCos" else {})))
+    if name in ("NormFace", "AdaCos"):
         assert loss == pytest.approx(math.log(10), rel=1e-5)
     else:
         assert loss > math.log(10) + 1
-    if name in ("ArcFace", "AdaLoss"):
+    if name in ("ArcFace", "AdaLoss", "ElasticFace", "MagFace", "KappaFace", "SubCenterArcFace"):
         assert loss == pytest.approx(math.log(1 + 9 * math.exp(s * (1 - math.cos(m)))), rel=1e-4)
 
 
 # ---------------------------------------------------------------- module and constants
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 def test_state_dict_round_trip(name):
     head, x, y = batch(name, dtype=torch.float32)
     head.train()(3 * x, y)
     twin = losses.make(name, 5, 4)
     twin.load_state_dict(head.state_dict())
-    assert set(head.state_dict()) == {"W", *(["b"] if name == "Softmax" else []), *STATISTICS.get(name, [])}
+    assert set(head.state_dict()) == {"W", *PARAMETERS.get(name, {}), *STATISTICS.get(name, [])}
     for h in (head, twin):  # one more step, so that "started" counts too
         h.train()(x, y)
     assert torch.equal(head.eval()(x, y), twin.eval()(x, y))
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 def test_centres_and_bias_are_parameters(name):
     head = losses.make(name, 7, 3)
     shapes = {k: tuple(p.shape) for k, p in head.named_parameters()}
-    assert shapes == {"W": (7, 3)} | ({"b": (7,)} if name == "Softmax" else {})
+    assert shapes == {"W": (7, 3)} | PARAMETERS.get(name, {})
     assert all(p.requires_grad for p in head.parameters())
 
 
-@pytest.mark.parametrize("name", losses.HEADS)
+@pytest.mark.parametrize("name", HEADS)
 def test_one_seed_gives_every_head_the_same_centres(name):
     centres = []
     for head in (name, "ArcFace"):
@@ -577,8 +599,13 @@ BAD_CONSTANTS = [
     ("SphereFace", {"m1": None}, "m1 must be a number >= 0, got None"),
     ("AdaLoss", {"m_min": 0.5, "m_max": 0.4}, "m_min must not exceed m_max, got 0.5 > 0.4"),
     ("ArcFace", {"margin": 0.5}, "ArcFace: .*'margin'"),
+    ("MagFace", {"l_a": 9, "u_a": 9}, "MagFace: the lengths must satisfy 0 < l_a < u_a, got 9 and 9"),
+    ("MagFace", {"l_a": 0}, "0 < l_a < u_a, got 0 and 16"),
+    ("SubCenterArcFace", {"K": 1.5}, "SubCenterArcFace: K must be a whole number >= 1, got 1.5"),
+    ("SubCenterArcFace", {"K": 0}, "K must be a whole number >= 1, got 0"),
+    ("AdaCos", {"s": 16}, "AdaCos: .*'s'"),
     ("Softmax", {"s": 16}, "Softmax: .*'s'"),
-    ("arcface", {}, "unknown loss 'arcface': choose one of Softmax, NormFace, .*AdaLoss"),
+    ("arcface", {}, "unknown loss 'arcface': choose one of Softmax, NormFace, .*AdaLoss, .*SubCenterArcFace"),
 ]
 
 

@@ -8,8 +8,10 @@ import nbformat
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-CHAPTERS = ["01_cosine_distance", "02_arcface_derivation", "03_mnist", "04_cifar10", "05_adaloss", "06_embeddings"]
-CHAPTERS += ["07_replication"]
+CHAPTERS = [
+    "01_cosine_distance", "02_arcface_derivation", "03_mnist", "04_cifar10", "05_adaloss", "06_embeddings",
+    "07_replication", "10_scaling", "11_your_data",
+]  # fmt: skip
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 
 

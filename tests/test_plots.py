@@ -38,8 +38,8 @@ def clusters(d, C=4, n=20):
 
 
 def test_one_colour_and_marker_per_loss():
-    assert list(plots.COLOURS) == list(plots.MARKERS) == list(losses.HEADS)
-    assert len({to_hex(c) for c in plots.COLOURS.values()}) == len(set(plots.MARKERS.values())) == len(losses.HEADS)
+    assert list(plots.COLOURS) == list(plots.MARKERS) == list(losses.heads())
+    assert len({to_hex(c) for c in plots.COLOURS.values()}) == len(set(plots.MARKERS.values())) == len(losses.heads())
     assert len({to_hex(c) for c in plots.CLASS_COLOURS}) == len(set(plots.CLASS_MARKERS)) == 10
 
 

@@ -486,16 +486,18 @@ def test_gaps_change_only_the_reading_first():
 def test_s3_waits_for_its_search(project, monkeypatch):
     trained = []
 
-    def train_one(run, path, deadline, threads):
-        trained.append(run)
-        return (run, fake(run, 0.5 + run.lr)) if deadline > 0 else None
+    def train_one(run, deadline, threads):
+        if len(trained) < allowed:  # then the budget is spent
+            trained.append("search" if run.evaluated == "val" else run)
+            return run, fake(run, 0.5 + run.lr), b""
 
     monkeypatch.setattr(replicas, "_train_one", train_one)
+    allowed = 10
     replicas.runs(["s3_mnist", "fp32"])
-    kinds = [("search" if run.evaluated == "val" else "s3") if run.source == "S3" else "fp32" for run in trained]
-    assert list(dict.fromkeys(kinds)) == ["fp32", "search"]  # the search was not written, so S3 has no rates yet
-    (project / "results" / "replicas.jsonl").write_text(
-        "".join(json.dumps(fake(run, 0.5 + run.lr)) + "\n" for run in trained if run.evaluated == "val")
-    )
+    assert [run.fp32 for run in trained[:3]] == [True] * 3 and trained[3:] == ["search"] * 7  # no rates, no S3
+    allowed = 100
     replicas.runs(["s3_mnist"])
-    assert {run.lr for run in trained[-15:]} == {0.1} and {run.seed for run in trained[-15:]} == {0, 1, 2}
+    assert trained[10:21] == ["search"] * 11
+    assert {run.lr for run in trained[21:]} == {0.1} and [run.seed for run in trained[21:]] == [0] * 5 + [1] * 5 + [
+        2
+    ] * 5

@@ -42,6 +42,7 @@ def trained(project, monkeypatch):
         return None, None, fake(config, seconds=float(len(calls)))
 
     monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "_packed", lambda *run: b"embeddings")
     monkeypatch.setattr(study, "_keep_embeddings", lambda *run: None)
     return calls
 
@@ -75,8 +76,15 @@ def test_config_survives_json():
     assert study.Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
+def test_any_recorded_study_can_be_repeated(project):
+    configs = [tiny(seed=seed) for seed in (2, 1)]
+    study.runs(configs, "a_trial")
+    assert study.plan("a_trial") == configs
+    assert len(study.recorded("a_trial")) == 2
+
+
 def test_key_is_stable():
-    assert study.Config("mnist", "ArcFace", {"m": 0.3}).key == "2a25a651af42"
+    assert study.Config("mnist", "ArcFace", {"m": 0.3}).key == "eadd868773ce"
 
 
 def test_unknown_head():
@@ -121,10 +129,10 @@ def test_same_config_same_result(project):
 def test_seed_gives_every_head_the_same_start(project, monkeypatch):
     starts = []
     monkeypatch.setattr(study.train, "fit", lambda model, *a, **k: starts.append(model.state_dict()) or 1 / 0)
-    for head in losses.HEADS:
+    for head in losses.heads():
         with pytest.raises(ZeroDivisionError):
             study.execute(tiny(head))
-    assert len(starts) == len(losses.HEADS)
+    assert len(starts) == len(losses.heads())
     for state in starts:
         shared = [k for k in state if k.startswith("network.")] + ["head.W"]
         assert all(torch.equal(state[k], starts[0][k]) for k in shared)
@@ -138,8 +146,11 @@ def test_small_data_needs_no_recipe(project):
         (folder / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (32, 32), (shade, 5 * i, 9 * i)).save(folder / name / f"{i}.png")
-    config = study.Config(str(folder), "ArcFace", embedding_dim=8, batch_size=8)
-    assert len(study.execute(config, progress=False)[2]["history"]["loss"]) == 4
+    config = study.Config(f"{folder}@16", "ArcFace", embedding_dim=8, batch_size=8)
+    assert len(study.runs([config], "photos")["history"][0]["loss"]) == 4
+    assert study.load(config.data).train.images.shape[1:] == (3, 16, 16)
+    assert study.embeddings(config)["x"].shape == (4, 8)
+    assert [p.name.split("_")[0] for p in (project / "results/embeddings").iterdir()] == ["photos@16"]
 
 
 # ---------------------------------------------------------------- records
@@ -461,7 +472,10 @@ def test_a_killed_study_goes_on_where_it_stopped(project, capsys):
 # ---------------------------------------------------------------- embeddings
 
 
-def test_first_seed_keeps_its_embeddings(project, monkeypatch):
+def test_first_seed_of_a_main_study_keeps_its_embeddings(project, monkeypatch):
+    study.runs([tiny()], "a_trial")
+    assert not (project / "results/embeddings").exists()
+    monkeypatch.setitem(study.MAIN, "s", ((), 0))
     configs = [tiny(embedding_dim=3, seed=seed) for seed in range(2)]
     study.runs(configs, "s")
     assert len(list((project / "results/embeddings").iterdir())) == 1
@@ -488,6 +502,7 @@ def test_a_run_counts_even_if_its_embeddings_cannot_be_kept(trained, project, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(study, "_keep_embeddings", refuse)
+    monkeypatch.setitem(study.MAIN, "s", ((), 0))
     with pytest.raises(OSError):
         study.runs([tiny()], "s")
     assert len(lines(project)) == 1

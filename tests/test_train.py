@@ -23,11 +23,26 @@ def snapshot(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("head", losses.HEADS)
+@pytest.mark.parametrize("head", losses.heads())
 def test_learns_digits(digits, head):
     model = build(digits, head, d=32)
     fit(model, digits, epochs=6, batch_size=64, lr=0.05)
     assert metrics.accuracy(train.predict(model, digits, digits.test), digits.test.labels) > 0.95
+
+
+def test_the_regulariser_joins_the_loss(digits, monkeypatch):
+    plain = fit(build(digits), digits)["loss"][0]
+    monkeypatch.setattr(losses.ArcFace, "regulariser", lambda head, x: 7 + 0 * x.sum())
+    assert fit(build(digits), digits)["loss"][0] == pytest.approx(plain + 7, rel=1e-5)
+
+
+def test_magface_regulariser_lengthens_the_embeddings(digits):
+    lengths = []
+    for lambda_g in (0, 200):
+        model = build(digits, "MagFace", lambda_g=lambda_g, l_a=1)
+        fit(model, digits, epochs=3)
+        lengths.append(train.embed(model, digits, digits.val).norm(dim=1).mean().item())
+    assert lengths[1] > 1.2 * lengths[0]
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -76,7 +91,7 @@ def test_train_accuracy_is_label_free(digits):
     assert history["train_accuracy"][-1] > 0.5
 
 
-@pytest.mark.parametrize("head", losses.HEADS)
+@pytest.mark.parametrize("head", losses.heads())
 def test_every_parameter_is_trained(digits, head):
     model = build(digits, head)
     before = snapshot(model)
@@ -116,6 +131,41 @@ def test_low_resolution_epochs(digits, monkeypatch):
     model.network.register_forward_pre_hook(lambda net, args: sides.append(args[0].shape[-1]) if net.training else None)
     fit(model, dataclasses.replace(digits, train=digits.train[:128]), epochs=3, low_res_epochs=2)
     assert sides == [6, 6, 8]
+
+
+def test_muon_steps_are_orthogonal_and_keep_the_length_of_kernels(digits, monkeypatch):
+    m = build(digits)
+    before = {name: p.detach().clone() for name, p in m.named_parameters()}
+    steps = []
+    step = torch.optim.Muon.step
+
+    def watched(self):
+        matrices = [p for group in self.param_groups for p in group["params"]]
+        old = [p.detach().clone() for p in matrices]
+        step(self)
+        steps.append([(p - o) / group["lr"] for group in self.param_groups for p, o in zip(matrices, old, strict=True)])
+
+    monkeypatch.setattr(torch.optim.Muon, "step", watched)
+    fit(m, digits, muon_lr=0.05)
+    kernels = {name: p for name, p in m.named_parameters() if p.ndim == 4}
+    assert len(steps[0]) == len(kernels) == 3
+    for update, kernel in zip(steps[0], kernels.values(), strict=True):
+        scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
+        values = torch.linalg.svdvals(update.float()) / scale
+        assert values.min() > 0.6 and values.max() < 1.3  # Muon's iteration ends near 1, not at it
+        assert kernel.norm().item() == pytest.approx(len(kernel) ** 0.5, rel=1e-4)
+    for name, p in m.named_parameters():
+        assert not torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 0.05])
+def test_a_kernel_and_its_matrix_share_memory(digits, muon_lr):
+    m = build(digits).to(memory_format=torch.channels_last)
+    _, kernels = train._optimizers(m, 0.1, 0.9, 0.0, muon_lr)
+    assert len(kernels) == (3 if muon_lr else 0)
+    for kernel, matrix in kernels.items():
+        matrix.data.fill_(2.0)
+        assert (kernel == 2).all()
 
 
 @pytest.mark.parametrize("epoch, step", [(1, 1), (2, 2)])
@@ -161,7 +211,7 @@ def test_mirrored_data_is_embedded_with_its_mirror_image(digits):
     assert not torch.allclose(x, x_mirror, atol=0.05)
 
 
-@pytest.mark.parametrize("head", losses.HEADS)
+@pytest.mark.parametrize("head", losses.heads())
 def test_predict_is_label_free(digits, head):
     model = build(digits, head)
     logits = train.predict(model, digits, digits.val)
@@ -172,7 +222,7 @@ def test_predict_is_label_free(digits, head):
 
 def test_one_seed_gives_every_head_the_same_network(digits):
     first = snapshot(build(digits, "Softmax").network)
-    for head in losses.HEADS:
+    for head in losses.heads():
         assert all(torch.equal(first[k], v) for k, v in build(digits, head).network.state_dict().items())
     assert not torch.equal(first["embedding.0.weight"], build(digits, seed=1).network.embedding[0].weight)
 

@@ -1,0 +1,42 @@
+"""Short measurements of speed and memory. `make bench` takes them; each leaves one line in results/benchmarks.jsonl."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib import study
+
+
+def spread(values) -> dict[str, float]:
+    """Median, quartiles and number of repeated measurements."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(median), "low": float(low), "high": float(high), "n": len(values)}
+
+
+def keep(name: str, rows: list[dict], device: torch.device, **versions: str) -> None:
+    """Record one measurement, and print its rows."""
+    record = {"benchmark": name, "rows": rows, **study.environment(device)}
+    record["versions"].update(versions)
+    study.append(study.folder("results") / "benchmarks.jsonl", study._rounded(record))
+    print(f"\n{name}: {record['device']}, torch {torch.__version__}\n")
+    print(pd.json_normalize(rows).to_markdown(index=False, floatfmt=".3g"), flush=True)
+
+
+def recorded(name: str) -> pd.DataFrame:
+    """The rows of the newest measurement on each device. Raises ValueError if there is none."""
+    path = study.folder("results") / "benchmarks.jsonl"
+    newest = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            record = json.loads(line)
+            if record["benchmark"] == name:
+                versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+                origin = {key: record[key] for key in ("device", "commit", "date")}
+                newest[record["device"]] = pd.json_normalize(record["rows"]).assign(**origin, versions=versions)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}, line {number} is not a measurement: move that line to another file") from None
+    if not newest:
+        raise ValueError(f"{path.name} holds no measurement of {name}: `make bench` takes it")
+    return pd.concat(newest.values(), ignore_index=True)
