@@ -183,3 +183,20 @@ def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[s
         ax.scatter(
             *points[y == c].T, s=s, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.6, linewidths=0, label=name
         )
+
+
+def waterfall(ax: Axes, gaps: pd.DataFrame) -> None:
+    """A gap after each step, from the top down: bars show what a step changes, dots are seeds, the marker is
+    their mean with its 95 % interval. gaps: rows (step, seed) with the column gap."""
+    start = 0.0
+    for row, (_, values) in enumerate(gaps.groupby("step", sort=False)["gap"]):
+        mean, low, high = metrics.interval(values)
+        ax.barh(row, mean - start, left=start, height=0.55, color="0.82" if row else "0.6")
+        ax.plot([low, high], [row, row], color="0.1", linewidth=1.6)
+        ax.plot(values, np.full(len(values), row + 0.36), ".", color="0.45", markersize=4)
+        ax.plot(mean, row, "D", color="0.1")
+        start = mean
+    ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
+    steps = list(gaps.index.unique("step"))
+    ax.set_yticks(range(len(steps)), steps)
+    ax.invert_yaxis()

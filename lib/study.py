@@ -218,8 +218,8 @@ def _rounded(value):
     return [_rounded(v) for v in value] if isinstance(value, list) else value
 
 
-def read(path: Path) -> dict[Config, dict]:
-    """The records of a file by their Config; of several records of one run the last counts.
+def read(path: Path, kind: type = Config) -> dict:
+    """The records of a file by their Config (or another dataclass); of several records of one run the last counts.
 
     A torn last line (a killed write) is reported and left out. Raises ValueError, naming the
     line, for any other line that is not a run record.
@@ -232,7 +232,7 @@ def read(path: Path) -> dict[Config, dict]:
         try:
             record = json.loads(line)
             record["metrics"], record["history"]
-            records[Config(**record["config"])] = record
+            records[kind(**record["config"])] = record
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # no newline behind it
                 print(f"{path.name}, line {number}: torn by an interrupted write, left out", file=sys.stderr)
@@ -288,9 +288,19 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     runs in one process would mix. budget: seconds after which no further run is started; the rows are
     then those that exist. Raises OSError before any training if records cannot be written.
     """
+    train_one = functools.partial(_train_one, keep=study in MAIN)
+    return frame(collect(map(shrunk, configs), study, Config, train_one, n_jobs=n_jobs, budget=budget).values())
+
+
+def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budget: float | None = None) -> dict:
+    """What ``runs`` does for configs of any dataclass; returns their records by config.
+
+    train_one(config, deadline, threads), in a worker: config, record and embeddings (or b""), or None
+    after the deadline; threads: 0 for as many as there are.
+    """
     path = folder("results") / f"{study}.jsonl"
-    configs = list(dict.fromkeys(map(shrunk, configs)))
-    records = read(path)
+    configs = list(dict.fromkeys(configs))
+    records = read(path, kind)
     missing = [c for c in configs if c not in records or os.environ.get("RETRAIN") == "1"]
     if missing:
         _check_writable(path)
@@ -298,7 +308,7 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     workers = joblib.effective_n_jobs(n_jobs)
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
     jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(
-        joblib.delayed(_train_one)(config, deadline, threads, study in MAIN) for config in missing
+        joblib.delayed(train_one)(config, deadline, threads) for config in missing
     )
     trained = {}
     for result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
@@ -317,7 +327,7 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
     if log := os.environ.get("RUN_LOG"):
         with open(log, "a") as file:
             file.write(report + "\n")
-    return frame(records[c] for c in done)
+    return {c: records[c] for c in done}
 
 
 def recorded(study: str) -> pd.DataFrame:

@@ -156,3 +156,13 @@ def test_margin_courses(ax):
     assert [t.get_text() for t in ax.texts] == ["a", "b", "c"]
     heights = [t.xy[1] for t in ax.texts]
     assert heights == sorted(heights) and np.diff(heights).min() > 0.004  # labels do not overlap
+
+
+def test_waterfall_marks_means_and_changes(ax):
+    rows = [(step, seed, gap + seed) for step, gap in (("a", 4.0), ("b", -1.0)) for seed in range(3)]
+    plots.waterfall(ax, pd.DataFrame(rows, columns=["step", "seed", "gap"]).set_index(["step", "seed"]))
+    first, second = ax.patches
+    assert (first.get_x(), first.get_width()) == (0, 5) and (second.get_x(), second.get_width()) == (5, -5)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
+    _, low, high = metrics.interval([-1, 0, 1])
+    assert [low, high] in [list(line.get_xdata()) for line in ax.lines]

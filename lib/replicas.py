@@ -1,0 +1,533 @@
+"""Replicas: the protocols of S1, S3 and S5 rebuilt from their facts, defects included.
+
+These are records of what was done, not examples to follow: for those see ``losses`` and ``train``,
+which import nothing from here. A comment "S1, defect n" marks each defect where it stands. What a
+source leaves open is chosen in ``s1``, ``s3`` and ``s5``, which say so. Two things differ from the
+originals in speed only: the images lie on the device and are taken by index, and the convolutions
+run in bf16 where the hardware has it; everything behind them is fp32, as published.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+from tqdm import tqdm
+
+from lib import data as datasets
+from lib import metrics, study, train
+
+# widths of the 3x3 convolutions; which of them a 2x2 max-pooling follows; and what else is not the default
+NETWORKS = {
+    "S1 ArcFace MNIST": {"widths": (32, 64), "pooled": (0, 1), "relu": True},
+    "S1 ArcFace CIFAR-10": {"widths": (64, 128, 256), "pooled": (0, 1, 2), "relu": True},
+    "S1 AdaLoss": {"widths": (32, 64), "pooled": (1,), "hidden": 256},
+    "S3": {"widths": (64, 256, 64), "pooled": (0, 1, 2), "batch_norm": True},
+    "S5": {"widths": (16, 32, 64, 64), "stride": 2},
+}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Everything that decides the result of a run; the last four are S1's defects, present where True.
+
+    loss: Softmax, ArcFace (m2 in radians, and m3 for S5's combined loss: cos(theta + m) - m3), AdaLoss
+    (S1's) or Triplet. w_std: deviation of the initial class centres. train_size: 0 for all images.
+    imbalance: class c of C keeps imbalance^(-c/(C-1)) of them. evaluated: the split that is read.
+    """
+
+    source: str
+    data: str
+    loss: str
+    network: str
+    s: float = 1.0
+    m: float = 0.0
+    m3: float = 0.0
+    embedding_dim: int = 128
+    optimizer: str = "Adam"
+    lr: float = 1e-3
+    batch_size: int = 64
+    epochs: int = 10
+    w_std: float = 0.1
+    train_size: int = 0
+    imbalance: float = 1.0
+    evaluated: str = "test"
+    fp32: bool = False
+    seed: int = 0
+    dot_product: bool = False  # defect 1: a clamped dot product in place of the cosine
+    cosine_margin: bool = False  # defect 2: CosFace's margin under ArcFace's name
+    frozen_centres: bool = False  # defect 3: class centres outside the optimizer
+    unit_norms: bool = False  # defect 5: norms taken after normalising
+
+
+def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
+    """An arm of S1 as published, ArcFace or AdaLoss.
+
+    Open in the source, chosen here: the class centres start normal with deviation 0.01. At 0.1 the
+    ArcFace arm does not train on MNIST: all dot products leave the clamp, and no gradient returns.
+    """
+    if loss == "ArcFace":  # S1, defect 6: the arms differ in network, scale and, on CIFAR-10, learning rate
+        name, s, lr = ("CIFAR-10", 10.0, 1e-4) if data == "cifar10" else ("MNIST", 30.0, 1e-3)
+        run = Replica("S1", data, loss, f"S1 ArcFace {name}", s, 0.5, lr=lr, dot_product=True, cosine_margin=True)
+    else:  # S1, defect 7: its report describes another algorithm, a margin that follows the difficulty of a class
+        run = Replica("S1", data, loss, "S1 AdaLoss", 64.0, 0.4, unit_norms=True)
+    changes = {"frozen_centres": True, "w_std": 0.01, "epochs": epochs, "seed": seed} | changes
+    return dataclasses.replace(run, **changes)
+
+
+def waterfall(data: str, epochs: int, seed: int) -> dict[str, Replica]:
+    """S1's arms with one defect after the other taken away, cumulatively: "ArcFace: as published" and so on.
+
+    The second step, a label-free evaluation, is another reading of the runs of the first. A change that
+    an arm does not need leaves it as it was.
+    """
+    arms = {loss: s1(data, loss, epochs, seed) for loss in ("ArcFace", "AdaLoss")}
+    changes = {
+        "as published": {},
+        "centres trained": {"frozen_centres": False},
+        "normalised": {"dot_product": False},
+        "angular margin": {"cosine_margin": False},
+        "same network and rate": {"network": arms["ArcFace"].network, "lr": arms["ArcFace"].lr},
+        "norms before normalising": {"unit_norms": False},
+        "scale 16": {"s": 16.0},
+    }
+    runs = {}
+    for step, change in changes.items():
+        arms = {loss: dataclasses.replace(arm, **change) for loss, arm in arms.items()}
+        runs |= {f"{loss}: {step}": arm for loss, arm in arms.items()}
+    return runs
+
+
+def published(data: str, epochs: int, seed: int) -> dict[str, Replica]:
+    """The first step of ``waterfall``."""
+    return {name: run for name, run in waterfall(data, epochs, seed).items() if name.endswith("as published")}
+
+
+def centres(epochs: int, seed: int) -> dict[float, Replica]:
+    """S1's ArcFace arm on MNIST by the deviation of its initial class centres."""
+    return {w: s1("mnist", "ArcFace", epochs, seed, w_std=w) for w in (0.001, 0.01, 0.1)}
+
+
+def cosface(data: str, epochs: int, seed: int) -> dict[str, Replica]:
+    """S1's AdaLoss arm, and the same with its quality factor set to 0: CosFace at m = 0.4, frozen centres."""
+    adaloss = s1(data, "AdaLoss", epochs, seed)
+    fixed = dataclasses.replace(adaloss, loss="ArcFace", cosine_margin=True, unit_norms=False)
+    return {"AdaLoss": adaloss, "CosFace": fixed}
+
+
+def s3(data: str, loss: str, epochs: int, seed: int, lr: float, **changes) -> Replica:
+    """S3's network under SGD with momentum, batches of 100, with Softmax, ArcFace or Triplet.
+
+    Open in the source, chosen here: 3x3 kernels, 2x2 max-pooling behind each convolution, latent
+    dimension 64, momentum 0.9, the s = 16 and m = 0.3 of ``losses.ArcFace``, a triplet margin of 0.2
+    with batch-hard mining, the number of epochs, a constant learning rate from ``search``.
+    """
+    s, m = {"Softmax": (1.0, 0.0), "ArcFace": (16.0, 0.3), "Triplet": (1.0, 0.2)}[loss]
+    run = Replica("S3", data, loss, "S3", s, m, 0.0, 64, "SGD", lr, 100, epochs, seed=seed)
+    return dataclasses.replace(run, **changes)
+
+
+def search() -> dict[str, Replica]:
+    """S3's learning rates: three values, two epochs on 10,000 images, read on the validation split."""
+    return {
+        f"{data} {loss} {lr}": s3(data, loss, 2, 0, lr, train_size=10_000, evaluated="val")
+        for data in ("mnist", "cifar10")
+        for loss in ("Softmax", "ArcFace", "Triplet")
+        for lr in (0.01, 0.03, 0.1)
+    }
+
+
+def s3_group(data: str, epochs: int, seed: int, records: dict) -> dict[str, Replica]:
+    """S3's three losses, and two of them on a long tail, at the learning rates that ``search`` found best.
+    Raises Incomplete without its records."""
+    runs = {}
+    for loss in ("Softmax", "ArcFace", "Triplet"):
+        trials = [shrunk(run) for run in search().values() if (run.data, run.loss) == (data, loss)]
+        if not all(run in records for run in trials):
+            raise Incomplete("replicas.jsonl lacks S3's learning rates: run `python -m lib.replicas s3_search`")
+        best = max(trials, key=lambda run: records[run]["metrics"]["test_accuracy"])
+        runs[loss] = s3(data, loss, epochs, seed, best.lr)
+    tail = {f"{loss}, long tail": dataclasses.replace(runs[loss], imbalance=100.0) for loss in ("Softmax", "ArcFace")}
+    return runs | tail
+
+
+def s5(loss: str, epochs: int, seed: int, m: float = 0.5, m3: float = 0.0, embedding_dim: int = 64) -> Replica:
+    """S5's four-layer CNN on MNIST with Softmax or ArcFace.
+
+    Open in the source, chosen here: widths, stride 2, S1's pixels, Adam at 1e-3, batches of 128, s = 64
+    as in the paper that S5 follows, 64 dimensions for its "larger embeddings".
+    """
+    s, m = (1.0, 0.0) if loss == "Softmax" else (64.0, m)
+    return Replica("S5", "mnist", loss, "S5", s, m, m3, embedding_dim, batch_size=128, epochs=epochs, seed=seed)
+
+
+def s5_group(epochs: int, seed: int) -> dict[str, Replica]:
+    """Softmax and ArcFace in 64 and, for ten epochs, in 3 dimensions."""
+    losses = "Softmax", "ArcFace"
+    flat = {f"{loss}, 3-D": s5(loss, 10, seed, embedding_dim=3) for loss in losses}
+    return {loss: s5(loss, epochs, seed) for loss in losses} | flat
+
+
+def s5_grid(epochs: int, seed: int) -> dict[tuple[float, float], Replica]:
+    """S5's twenty values of m and twenty pairs (m2, m3), by (m2, m3)."""
+    margins = [(i / 100, 0.0) for i in range(40, 60)]
+    margins += [(i / 100, j / 100) for i in range(40, 45) for j in (20, 25, 30, 35)]
+    return {pair: s5("ArcFace", epochs, seed, *pair) for pair in margins}
+
+
+# ---------------------------------------------------------------- network and loss
+
+
+class Model(nn.Module):
+    """Convolutions, embedding layer, class centres W (C, d) and the bias b (C,) that only Softmax uses."""
+
+    def __init__(self, run: Replica, shape, num_classes: int):
+        super().__init__()
+        self.fp32 = run.fp32
+        self.body, self.embedding = network(shape, run.embedding_dim, **NETWORKS[run.network])
+        self.W = nn.Parameter(run.w_std * torch.randn(num_classes, run.embedding_dim))
+        self.b = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, channels, H, W) -> embeddings (B, d); only the convolutions run in bf16."""
+        bf16 = train.has_bf16(images.device) and not self.fp32
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            features = self.body(images)
+        return self.embedding(features.float().flatten(1))
+
+
+def network(shape, d: int, widths, pooled=(), stride=1, hidden=0, batch_norm=False, relu=False):
+    """Convolutions and embedding layers of ``NETWORKS`` for images of this shape (channels, H, W)."""
+    layers, width_in = [], shape[0]
+    for i, width in enumerate(widths):
+        layers += [nn.Conv2d(width_in, width, 3, stride=stride, padding=1)] + [nn.BatchNorm2d(width)] * batch_norm
+        layers += [nn.MaxPool2d(2)] * (i in pooled) + [nn.ReLU()]
+        width_in = width
+    body = nn.Sequential(*layers).eval()
+    features = body(torch.zeros(1, *shape)).numel()
+    if not hidden:
+        return body, nn.Sequential(nn.Linear(features, d), *[nn.ReLU()] * relu)
+    embedding = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, d))
+    for linear in embedding[::2]:
+        nn.init.kaiming_normal_(linear.weight)
+    return body, embedding
+
+
+def logits(run: Replica, model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Logits (B, C) of embeddings x (B, d); with labels y (B,) the margin is on the target's."""
+    if run.loss == "Softmax":
+        return F.linear(x, model.W, model.b)
+    e, W = (x, model.W) if run.dot_product else (F.normalize(x), F.normalize(model.W))
+    cos = F.linear(e, W).clamp(-1, 1)  # S1, defect 1: with x and W of any length this is no cosine
+    if y is not None and run.loss != "Triplet":
+        cos = cos.scatter(1, y[:, None], target(run, cos.gather(1, y[:, None]), x))
+    return run.s * cos
+
+
+def target(run: Replica, cos_y: Tensor, x: Tensor) -> Tensor:
+    """The target's cosine (B, 1) with its margin, by the plain formulas, which rise again beyond pi."""
+    if run.cosine_margin:
+        return cos_y - run.m  # S1, defect 2: this is CosFace; ArcFace adds its margin to the angle
+    theta = cos_y.clamp(-1 + 1e-7, 1 - 1e-7).acos()
+    if run.loss == "AdaLoss":
+        k = quality(run, x)[:, None]
+        return (theta - run.m * k).clamp(1e-3, torch.pi - 1e-3).cos() - (run.m + run.m * k)
+    return (theta + run.m).cos() - run.m3
+
+
+def quality(run: Replica, x: Tensor, h: float = 0.33) -> Tensor:
+    """S1's quality factor k (B,) in [-1, 1]: AdaFace's, with the statistics of the batch; no gradient."""
+    x = F.normalize(x.detach()) if run.unit_norms else x.detach()  # S1, defect 5: now all norms are 1
+    norm = x.norm(dim=1).clamp(1e-3, 100)
+    return (h * (norm - norm.mean()) / (norm.std() + 1e-7)).clamp(-1, 1)
+
+
+def criterion(run: Replica, model: Model):
+    """The training loss as a function of embeddings x (B, d) and labels y (B,)."""
+    if run.loss != "Triplet":
+        return lambda x, y: F.cross_entropy(logits(run, model, x, y), y)
+    from pytorch_metric_learning.losses import TripletMarginLoss  # takes a second, and nothing else needs it
+    from pytorch_metric_learning.miners import BatchHardMiner
+
+    loss, miner = TripletMarginLoss(margin=run.m), BatchHardMiner()
+    return lambda x, y: loss(x, y, miner(x, y))
+
+
+# ---------------------------------------------------------------- one run
+
+
+def splits(run: Replica) -> tuple[datasets.Data, datasets.Split, datasets.Split]:
+    """Data, training and test images. The sources have no validation split, so ours joins the training."""
+    data = study.load(run.data)
+    part, evaluated = data.train, data.splits()[run.evaluated]
+    if study.smoke():
+        evaluated = evaluated[:100]
+    if run.train_size:
+        part = part[: run.train_size]
+    elif run.evaluated == "test":
+        part = datasets.Split(torch.cat([part.images, data.val.images]), torch.cat([part.labels, data.val.labels]))
+    if run.imbalance > 1:
+        C, kept = len(data.classes), []
+        for c in range(C):
+            rows = (part.labels == c).nonzero()[:, 0]
+            kept.append(rows[: max(1, int(len(rows) * run.imbalance ** (-c / (C - 1))))])
+        part = part[torch.cat(kept)]
+    return data, part, evaluated
+
+
+def pixels(run: Replica, data: datasets.Data, images: Tensor) -> Tensor:
+    """uint8 images as S3 prepares them, by mean and deviation, or as S1 does, to [-1, 1]."""
+    if run.source == "S3":
+        return data.normalise(images)
+    return (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def distorted(images: Tensor) -> Tensor:
+    """uint8 images turned by 15 degrees and under normal noise of a tenth of the range, equal in all runs."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    return (TF.rotate(images, 15) + 25.5 * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def embed(run: Replica, model: Model, data: datasets.Data, images: Tensor) -> Tensor:
+    """Embeddings (N, d) of uint8 images in evaluation mode, zeros where a run has diverged."""
+    model.eval()
+    return torch.cat([model(pixels(run, data, batch)) for batch in images.split(1000)]).nan_to_num()
+
+
+@torch.no_grad()
+def accuracy(run: Replica, model: Model, x: Tensor, y: Tensor, leak: bool = False) -> float:
+    """Share of embeddings x (N, d) put into their class y (N,), label-free or with the margin left on y."""
+    batches = zip(x.split(64), y.split(64), strict=True)  # S1's test batches: its quality factor depends on them
+    read = [logits(run, model, x, y if leak else None) for x, y in batches]
+    return metrics.accuracy(torch.cat(read).cpu(), y.cpu())
+
+
+def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
+    """Train one run; returns the model and its record. Nothing is written.
+
+    The history holds, per epoch, loss, test_accuracy (label-free), leaked_accuracy (S1's reading, with
+    the margin on the true class) and seconds (training only). A run that diverges is recorded as it
+    is. The metrics are those of ``metrics.evaluate``, with the temperature fitted on the test images.
+    """
+    data, part, evaluated = splits(run)
+    device, y = part.labels.device, evaluated.labels
+    torch.manual_seed(run.seed)
+    model = Model(run, part.images.shape[1:], len(data.classes)).to(device, memory_format=torch.channels_last)
+    loss_of, generator = criterion(run, model), torch.Generator().manual_seed(run.seed)
+    weights = [p for name, p in model.named_parameters() if name != "W" or not run.frozen_centres]  # S1, defect 3
+    sgd = functools.partial(torch.optim.SGD, momentum=0.9)
+    optimizer = {"Adam": torch.optim.Adam, "SGD": sgd}[run.optimizer](weights, lr=run.lr, fused=True)
+    history = {"loss": [], "test_accuracy": [], "leaked_accuracy": [], "seconds": []}
+    seconds, factors = 0.0, []
+    for _ in tqdm(range(run.epochs), disable=not progress, unit="epoch", ncols=100, file=sys.stdout):
+        start, total = time.perf_counter(), torch.zeros((), device=device)
+        model.train()
+        for index in torch.randperm(len(part), generator=generator).to(device).split(run.batch_size):
+            batch = part[index]
+            images = data.augment(batch.images, generator) if run.source == "S3" else batch.images
+            x = model(pixels(run, data, images))
+            loss = loss_of(x, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(index)
+            if run.loss == "AdaLoss":
+                factors.append((quality(run, x), batch.labels))
+        history["loss"].append(total.item() / len(part))  # .item() waits for the device, so it comes first
+        history["seconds"].append(seconds := seconds + time.perf_counter() - start)
+        if run.loss == "Triplet":  # it has no class centres: the nearest mean of training embeddings decides
+            known, labels = F.normalize(embed(run, model, data, part.images[:10_000])), part.labels[:10_000]
+            model.W.data = torch.zeros_like(model.W).index_add_(0, labels, known)
+        x = embed(run, model, data, evaluated.images)
+        history["test_accuracy"].append(accuracy(run, model, x, y))
+        history["leaked_accuracy"].append(accuracy(run, model, x, y, leak=True))  # S1, defect 4: y moves a logit
+    measured = measure(run, model, data, part, evaluated, x)
+    measured |= {"leaked_accuracy": history["leaked_accuracy"][-1], **(summary(factors, run.epochs) if factors else {})}
+    record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history, "seconds": seconds}
+    record |= study.environment(device)
+    record["dtype"] = "fp32" if run.fp32 or record["dtype"] == "fp32" else "bf16 convolutions, fp32 behind them"
+    return model, study._rounded(record)
+
+
+@torch.no_grad()
+def measure(run: Replica, model: Model, data: datasets.Data, part, evaluated, x: Tensor) -> dict:
+    """Metrics of a trained model from its test embeddings x; accuracies are label-free. beyond_one: share
+    of dot products that a clamp to [-1, 1] would change; they were cosines if it were 0."""
+    y, free = evaluated.labels.cpu(), logits(run, model, x).nan_to_num().cpu()
+    known = embed(run, model, data, part.images[:10_000])
+    measured = metrics.evaluate(free, y, x.cpu(), free, y)
+    measured["train_accuracy"] = accuracy(run, model, known, part.labels[:10_000])
+    measured["beyond_one"] = (F.linear(x, model.W).abs() > 1).float().mean().item()
+    if run.source == "S3":
+        moved = embed(run, model, data, distorted(evaluated.images))
+        measured["distorted_accuracy"] = accuracy(run, model, moved, evaluated.labels)
+    return measured
+
+
+def summary(factors: list[tuple[Tensor, Tensor]], epochs: int) -> dict:
+    """The quality factors (k, y) of all steps: a histogram of 201 bins on [-1, 1], the shares of samples and
+    of steps where they are exactly 0, and their mean by class in the last epoch."""
+    factors = [(k.cpu(), y.cpu()) for k, y in factors]
+    k = torch.cat([k for k, _ in factors])
+    last, y = map(torch.cat, zip(*factors[-(len(factors) // epochs) :], strict=True))
+    return {
+        "factor_counts": torch.histc(k, 201, -1, 1).int().tolist(),
+        "factor_zero": (k == 0).double().mean().item(),
+        "factor_zero_steps": sum((k == 0).all().item() for k, _ in factors) / len(factors),
+        "factor_by_class": [last[y == c].mean().item() for c in range(int(y.max()) + 1)],
+    }
+
+
+# ---------------------------------------------------------------- all runs
+
+
+class Incomplete(ValueError):
+    """No seed of a plan is recorded with all its runs."""
+
+
+# per plan: the runs of one seed, by name, from (epochs, seed, records); the epochs as published, or chosen where
+# the source leaves them open, and fewer for a CPU; the number of seeds
+PLANS = {
+    "s1_mnist": (lambda e, seed, _: published("mnist", e, seed), (10,), 3),
+    "s1_centres": (lambda e, seed, _: centres(e, seed), (1,), 3),
+    "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10, 3), 3),
+    "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10, 3), 3),
+    "s5": (lambda e, seed, _: s5_group(e, seed), (100, 30), 5),
+    "s5_grid": (lambda e, seed, _: s5_grid(e, seed), (20, 6), 5),
+    "waterfall_cifar10": (lambda e, seed, _: waterfall("cifar10", e, seed), (20, 3), 3),
+    "s1_cifar10": (lambda e, seed, _: published("cifar10", e, seed), (20,), 3),
+    "s3_search": (lambda e, seed, _: search(), (2,), 1),
+    "s3_mnist": (functools.partial(s3_group, "mnist"), (10, 2), 3),
+    "s3_cifar10": (functools.partial(s3_group, "cifar10"), (30, 3), 3),
+    "fp32": (lambda e, seed, _: {"fp32": s1("mnist", "ArcFace", e, seed, fp32=True)}, (10,), 3),
+}
+
+
+def shrunk(run: Replica) -> Replica:
+    """A run of a fraction of a second in the smoke profile, the same run elsewhere."""
+    return dataclasses.replace(run, epochs=1, train_size=64) if study.smoke() else run
+
+
+def read() -> dict[Replica, dict]:
+    return study.read(study.folder("results") / "replicas.jsonl", Replica)
+
+
+def plan(names, full: bool = False) -> list[Replica]:
+    """The runs of these plans, seeds in the outer loop; full: with the published numbers of epochs."""
+    unknown = set(names) - set(PLANS)
+    if unknown:
+        raise ValueError(f"unknown plan {sorted(unknown)[0]!r}: choose from {', '.join(PLANS)}")
+    runs, records = [], read()
+    for seed in range(max(PLANS[name][2] for name in names)):
+        for make, lengths, seeds in (PLANS[name] for name in names):
+            if seed < (min(seeds, 2) if study.smoke() else seeds):
+                runs += make(lengths[0 if full else -1], seed, records).values()
+    return list(dict.fromkeys(map(shrunk, runs)))
+
+
+def runs(names=tuple(PLANS), full: bool = False, *, n_jobs: int = 1, budget: float | None = None) -> dict:
+    """Train what is missing of these plans, as ``study.runs`` does; returns the records by run.
+
+    S3 comes last: its learning rates need the search, and a budget may end before that is complete.
+    """
+    start, records = time.time(), {}
+    late = [name for name in names if name in ("s3_mnist", "s3_cifar10")]
+    others = [name for name in names if name not in late]
+    for group in filter(None, (others, ["s3_search"] if late else [], late)):
+        left = None if budget is None else budget - (time.time() - start)
+        with contextlib.suppress(Incomplete):
+            missing = plan(group, full)
+            records |= study.collect(missing, "replicas", Replica, _train_one, n_jobs=n_jobs, budget=left)
+    return records
+
+
+def _train_one(run: Replica, deadline: float, threads: int) -> tuple[Replica, dict, bytes] | None:
+    if time.time() >= deadline:
+        return None
+    if threads:
+        torch.set_num_threads(threads)
+    return run, execute(run)[1], b""
+
+
+def recorded() -> dict[Replica, dict]:
+    """All records. In the smoke profile and with RETRAIN=1 the plans are trained first. Raises ValueError
+    if there are none."""
+    if study.smoke() or os.environ.get("RETRAIN") == "1":
+        runs()
+    records = read()
+    if not records:
+        raise ValueError("replicas.jsonl holds no runs: `python -m lib.replicas` trains them")
+    return records
+
+
+def complete(name: str, records: dict) -> tuple[int, dict[int, dict]]:
+    """The number of epochs with which a plan is recorded and, by seed, its records by name.
+
+    Only seeds with all runs count; of several numbers of epochs, the largest with two seeds at least.
+    Raises Incomplete if there is no seed.
+    """
+    make, lengths, _ = PLANS[name]
+    found = {epochs: {} for epochs in lengths}
+    for epochs, seed in itertools.product(lengths, range(10)):
+        runs = {key: shrunk(run) for key, run in make(epochs, seed, records).items()}
+        if all(run in records and run.seed == seed for run in runs.values()):
+            found[epochs][seed] = {key: records[run] for key, run in runs.items()}
+    epochs = max(lengths, key=lambda epochs: (min(len(found[epochs]), 2), epochs))
+    if not found[epochs]:
+        raise Incomplete(f"replicas.jsonl lacks runs of {name}: `python -m lib.replicas {name}` trains them")
+    return epochs, found[epochs]
+
+
+def found(records: dict) -> dict[str, tuple[int, dict[int, dict]]]:
+    """``complete`` of every plan that has a seed with all its runs, by plan."""
+    plans = {}
+    for name in PLANS:
+        with contextlib.suppress(Incomplete):
+            plans[name] = complete(name, records)
+    return plans
+
+
+def gaps(by_seed: dict[int, dict]) -> pd.DataFrame:
+    """Accuracies along the ``waterfall`` in percent: one row per (step, seed), columns ArcFace, AdaLoss and
+    gap, their difference in points. The first step reads ArcFace with the margin on the true class, as S1 did."""
+    rows = []
+    for seed, runs in by_seed.items():
+        for step in dict.fromkeys(name.split(": ")[1] for name in runs):
+            measured = [runs[f"{loss}: {step}"]["metrics"] for loss in ("ArcFace", "AdaLoss")]
+            free = [100 * metrics["test_accuracy"] for metrics in measured]
+            if step == "as published":
+                rows.append((step, seed, 100 * measured[0]["leaked_accuracy"], free[1]))
+                step = "label-free evaluation"
+            rows.append((step, seed, *free))
+    table = pd.DataFrame(rows, columns=["step", "seed", "ArcFace", "AdaLoss"]).set_index(["step", "seed"])
+    return table.assign(gap=table["AdaLoss"] - table["ArcFace"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train what is missing of the replicas.")
+    parser.add_argument("names", nargs="*", default=list(PLANS), help=", ".join(PLANS))
+    parser.add_argument("--full", action="store_true", help="the published numbers of epochs, for a GPU")
+    parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
+    parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
+    options = parser.parse_args()
+    try:
+        runs(options.names, options.full, n_jobs=options.jobs, budget=options.budget)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    from lib.replicas import main  # under its own name, so that worker processes can unpickle its functions
+
+    main()
