@@ -1,0 +1,382 @@
+"""Beyond closed-set accuracy: unseen classes, rare classes, wrong labels, few images, distorted images.
+
+Every run trains one head as ``study`` does, on training data changed by its question:
+
+    open set      level = number of classes seen in training; read on the others' test images
+    long tail     level = images of the largest class over those of the smallest
+    label noise   level = share of training labels replaced by another class
+    few examples  level = training images per class
+    distortions   level 0: unchanged data; read on distorted test images
+
+For one seed the changed data, the initial weights and the order of the images are the same for every
+head, so runs are paired. All runs of a data set take the same number of steps: of a larger set an
+epoch takes the first ``train_size`` images, and a smaller set is repeated to that size.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+from lib import data as datasets
+from lib import losses, metrics, models, study, train
+from lib import metrics as statistics  # means, differences, bracket
+
+QUESTIONS = {
+    "open set": (5,),
+    "long tail": (10, 50, 100),
+    "label noise": (0.1, 0.2, 0.4),
+    "few examples": (1000, 100, 10),
+    "distortions": (0,),
+}
+# besides the study's nine, those of lib.family that were made for the question
+EXTRA = {
+    "open set": ("ElasticFace", "MagFace", "AdaCos"),
+    "long tail": ("KappaFace", "LDAM"),
+    "label noise": ("SubCenterArcFace",),
+}
+# changes to the data set's recipe, and the number of seeds; an even one, see class_order
+SETTINGS = {
+    "full": {"mnist": ({}, 10), "cifar10": ({}, 6)},
+    "cpu": {
+        "mnist": ({"train_size": 20_000, "batch_size": 256, "test_size": 2000}, 4),
+        "cifar10": ({"train_size": 10_000, "batch_size": 512, "lr": 0.5, "epochs": 6, "test_size": 2000}, 2),
+    },
+}
+GROUPS = ("head", "medium", "tail")  # thirds of the classes of a long tail, by the number of their images
+FAR = np.logspace(-4, 0, 41)  # false accept rates at which a ROC curve is kept
+# five strengths of each distortion, in units of the pixels' range, the image's side or as named
+DISTORTIONS = {
+    "noise": (0.05, 0.1, 0.2, 0.3, 0.4),  # deviation, of the range
+    "blur": (0.4, 0.6, 0.8, 1.2, 2.0),  # deviation, pixels
+    "rotation": (10, 20, 30, 45, 60),  # degrees
+    "translation": (0.05, 0.1, 0.15, 0.2, 0.25),  # of the side
+    "occlusion": (0.2, 0.3, 0.4, 0.5, 0.6),  # side of a black square, of the side
+    "contrast": (0.9, 0.75, 0.5, 0.3, 0.15),  # what is left of it
+}
+
+
+@dataclass(frozen=True)
+class Run(study.Config):
+    """Everything that decides the result of a run: a study.Config, its question and level.
+
+    train_size: images of an epoch, 0 for as many as the data set has. test_size: test images that
+    are distorted, 0 for all.
+    """
+
+    question: str = "distortions"
+    level: float = 0.0
+    test_size: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.question not in QUESTIONS:
+            raise ValueError(f"unknown question {self.question!r}: choose one of {', '.join(QUESTIONS)}")
+
+
+# ---------------------------------------------------------------- the changed data
+
+
+def class_order(C: int, seed: int) -> Tensor:
+    """A random order (C,) of the classes; that of an odd seed is its predecessor's reversed, so that over
+    two seeds each of an even number of classes is once in the first half and once in the second."""
+    order = torch.randperm(C, generator=torch.Generator().manual_seed(seed // 2))
+    return order.flip(0) if seed % 2 else order
+
+
+def only(split: datasets.Split, classes: Tensor) -> datasets.Split:
+    """The images of these classes, renumbered from 0 in ascending order."""
+    classes = classes.sort().values.to(split.labels.device)
+    part = split[torch.isin(split.labels, classes)]
+    return datasets.Split(part.images, torch.searchsorted(classes, part.labels))
+
+
+def subset(labels: Tensor, counts: Tensor, seed: int) -> Tensor:
+    """Ascending indices of counts[c] random images of each class c, or all it has; a smaller count takes
+    a subset of what a larger one takes."""
+    labels = labels.cpu()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == c][:n] for c, n in enumerate(counts.tolist())]).sort().values
+
+
+def long_tail(labels: Tensor, ranks: Tensor, factor: float, size: int) -> Tensor:
+    """Images (C,) per class of an exponential long tail (Cui et al. 2019, arXiv 1901.05555, section 5.1):
+    n_max factor^(-r / (C - 1)) for the class of rank r. In all size images, or fewer where a class has too few."""
+    share = factor ** (-ranks.double() / (len(ranks) - 1))
+    n_max = min(size / share.sum().item(), torch.bincount(labels).min().item())
+    return (n_max * share).round().long().clamp_min(1)
+
+
+def mislabelled(labels: Tensor, C: int, share: float, seed: int) -> Tensor:
+    """Labels (N,) of which this share is replaced by another class, all others equally likely; a smaller
+    share changes a subset of what a larger one changes, to the same classes."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    shift = torch.randint(1, C, (len(labels),), generator=generator)[chosen].to(labels.device)
+    labels = labels.clone()
+    labels[chosen] = (labels[chosen] + shift) % C
+    return labels
+
+
+def prepare(run: Run) -> tuple[datasets.Data, datasets.Split]:
+    """The data of a run, and the test images of the classes that it does not see (labels from 0; may be
+    none). Test labels stay as they are, and 1,000 validation images suffice to watch a training."""
+    data = study.load(run.data, 4096 if study.smoke() else 0, run.crop_padding)
+    size = run.train_size or len(data.train)
+    C = len(data.classes)
+    if run.question == "open set" and not 2 <= run.level <= C - 2:
+        raise ValueError(f"{run.level:g} of {C} classes are seen: an open set needs two seen and two unseen ones")
+    order = class_order(C, run.seed)
+    seen = order[: int(run.level)] if run.question == "open set" else order
+    unseen = only(data.test, order[len(seen) :])
+    parts = {name: only(split, seen) for name, split in data.splits().items()}
+    data = dataclasses.replace(data, **parts, classes=[data.classes[c] for c in seen.sort().values])
+    part = data.train
+    if run.question == "long tail":
+        part = part[subset(part.labels, long_tail(part.labels, order.argsort(), run.level, size), run.seed)]
+    if run.question == "few examples":
+        part = part[subset(part.labels, torch.full((C,), int(run.level)), run.seed)]
+    part = part[torch.arange(size) % len(part)]
+    if run.question == "label noise":
+        part = datasets.Split(part.images, mislabelled(part.labels, C, run.level, run.seed))
+    return dataclasses.replace(data, train=part, val=data.val[:1000]), unseen
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def verification(x: Tensor, y: Tensor) -> dict:
+    """Are two images of one class? ROC over all pairs of embeddings x (N, d), labels y (N,), by their cosine:
+    tar, the true accept rate at each FAR, tar_1e-2 and tar_1e-3, and the equal error rate eer."""
+    x = F.normalize(x)
+    i, j = torch.triu_indices(len(x), len(x), 1)
+    far, tar, _ = roc_curve((y[i] == y[j]).numpy(), (x @ x.T)[i, j].numpy())
+    at = np.interp(FAR, far, tar)
+    # frr - far falls along the curve: its zero is where both errors are equal
+    eer = np.interp(0, far + tar - 1, far)
+    return {
+        "tar": at.tolist(), "tar_1e-2": np.interp(1e-2, far, tar).item(), "tar_1e-3": np.interp(1e-3, far, tar).item(),
+        "eer": eer.item(),
+    }  # fmt: skip
+
+
+def retrieval(x: Tensor, y: Tensor) -> dict[str, float]:
+    """Recall@1, and mean average precision at R (Musgrave et al. 2020, arXiv 2003.08505), where every
+    embedding x (N, d) in turn is the query and all others are sorted by their cosine to it."""
+    from pytorch_metric_learning.distances import CosineSimilarity  # takes a second, and nothing else needs it
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    measured = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        knn_func=CustomKNN(CosineSimilarity()),
+        device=torch.device("cpu"),
+    ).get_accuracy(x, y)
+    return {"recall_at_1": measured["precision_at_1"], "map_at_r": measured["mean_average_precision_at_r"]}
+
+
+@torch.no_grad()
+def rejection(head: losses.Head, seen: Tensor, unseen: Tensor) -> dict[str, float]:
+    """AUROC of telling embeddings (N, d) of seen classes from those of unseen ones: auroc by the largest
+    cosine to a class centre, auroc_logit by the largest logit. Only for Softmax do the two differ."""
+    x = torch.cat([seen, unseen]).to(head.W.device)
+    known = np.arange(len(x)) < len(seen)
+    cos_theta = head.cosines(F.normalize(x), head.W)
+    return {
+        "auroc": float(roc_auc_score(known, cos_theta.amax(1).cpu())),
+        "auroc_logit": float(roc_auc_score(known, head(x).amax(1).cpu())),
+    }
+
+
+def distort(images: Tensor, kind: str, strength: float) -> Tensor:
+    """uint8 images (N, channels, H, W), distorted: the same way in every run and on every device. Every
+    other image is turned or shifted the other way; what comes in from outside is black."""
+    generator = torch.Generator().manual_seed(0)
+    N, _, H, W = images.shape
+    if kind == "noise":
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        return (images + 255 * strength * noise).round().clamp(0, 255).to(torch.uint8)
+    if kind == "blur":
+        return TF.gaussian_blur(images, 2 * math.ceil(3 * strength) + 1, strength)
+    if kind == "contrast":
+        return TF.adjust_contrast(images, strength)
+    if kind == "occlusion":
+        rows, columns = (_band(N, n, round(strength * H), generator) for n in (H, W))
+        return images.masked_fill((rows[:, None, :, None] & columns[:, None, None, :]).to(images.device), 0)
+    angle, shift = (strength, 0) if kind == "rotation" else (0.0, round(strength * W))
+    moved = images.clone()
+    for first, sign in ((0, 1), (1, -1)):
+        options = {"scale": 1.0, "shear": [0.0, 0.0], "interpolation": TF.InterpolationMode.BILINEAR}
+        moved[first::2] = TF.affine(images[first::2], sign * angle, [sign * shift, 0], **options)
+    return moved
+
+
+def _band(N: int, n: int, width: int, generator: torch.Generator) -> Tensor:
+    """N masks (N, n), each true on a random stretch of this width."""
+    start = torch.randint(0, n - width + 1, (N, 1), generator=generator)
+    return (torch.arange(n) >= start) & (torch.arange(n) < start + width)
+
+
+# ---------------------------------------------------------------- one run
+
+
+def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
+    """Train one run; returns the model and its record. Nothing is written.
+
+    The metrics are test_accuracy, what the question reads and core_minutes, the processor's time for it all.
+    """
+    start = time.process_time()
+    data, unseen = prepare(run)
+    torch.manual_seed(run.seed)  # the network first, then W: equal for every head
+    network = models.network(run.network, data, run.embedding_dim)
+    head = losses.make(run.head, len(data.classes), run.embedding_dim, **dict(run.constants))
+    model = models.Classifier(network, head)
+    options = {field: getattr(run, field) for field in study.TRAINING}
+    history = train.fit(model, data, **options, progress=progress, name=run)
+    measured = measure(run, model, data, unseen)
+    measured["core_minutes"] = (time.process_time() - start) / 60
+    record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history}
+    record |= {"seconds": history["seconds"][-1], **study.environment(data.train.labels.device)}
+    return model, study._rounded(record)
+
+
+@torch.no_grad()
+def measure(run: Run, model: models.Classifier, data: datasets.Data, unseen: datasets.Split) -> dict:
+    """What the run's question reads. Pairs and queries are among the first 2,000 unseen test images."""
+    y, x = data.test.labels.cpu(), train.embed(model, data, data.test)
+    predicted = model.head(x.to(model.head.W.device)).argmax(1).cpu()
+    measured = {"test_accuracy": (predicted == y).double().mean().item()}
+    if run.question == "open set":
+        z, labels = train.embed(model, data, unseen), unseen.labels.cpu()
+        measured |= verification(z[:2000], labels[:2000]) | retrieval(z[:2000], labels[:2000])
+        measured |= rejection(model.head, x, z)
+    if run.question == "long tail":
+        recall = torch.stack([(predicted[y == c] == c).double().mean() for c in range(len(data.classes))])
+        groups = class_order(len(recall), run.seed).tensor_split(3)
+        measured |= {name: recall[part].mean().item() for name, part in zip(GROUPS, groups, strict=True)}
+    if run.question == "distortions":
+        part = data.test[: run.test_size or None]
+
+        def accuracy(images):
+            return metrics.accuracy(train.predict(model, data, datasets.Split(images, part.labels)), part.labels.cpu())
+
+        read = {kind: [accuracy(distort(part.images, kind, s)) for s in five] for kind, five in DISTORTIONS.items()}
+        measured |= {"undistorted": accuracy(part.images), "distorted": read}
+        measured["distorted_accuracy"] = float(np.mean(list(read.values())))
+    return measured
+
+
+def _train_one(run: Run, deadline: float, threads: int) -> tuple[Run, dict, bytes] | None:
+    if time.time() >= deadline:
+        return None
+    if threads:
+        torch.set_num_threads(threads)
+    return run, execute(run)[1], b""
+
+
+# ---------------------------------------------------------------- all runs
+
+
+def shrunk(run: Run) -> Run:
+    """A run of a fraction of a second in the smoke profile, the same run elsewhere."""
+    if not study.smoke():
+        return run
+    small = {"network": "SmallNet", "epochs": 1, "train_size": 256, "test_size": 100}
+    return dataclasses.replace(run, **small, batch_size=64, lr=0.1, muon_lr=0.0)
+
+
+def heads(question: str) -> tuple[str, ...]:
+    """The losses that a question compares; in the smoke profile three of the nine."""
+    nine = ("Softmax", "NormFace", "ArcFace") if study.smoke() else tuple(losses.HEADS)
+    return nine + EXTRA.get(question, ())
+
+
+def plan(names=tuple(SETTINGS["cpu"]), questions=tuple(QUESTIONS), full: bool = False) -> list[Run]:
+    """The runs of these questions on these data sets, seeds in the outer loop; full: the settings for a GPU.
+    Raises ValueError for an unknown name."""
+    settings = SETTINGS["full" if full else "cpu"]
+    for kind, given, known in (("data set", names, settings), ("question", questions, QUESTIONS)):
+        if unknown := set(given) - set(known):
+            raise ValueError(f"unknown {kind} {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
+    runs = []
+    for name, question in itertools.product(names, questions):
+        changes, seeds = settings[name]
+        seeds = range(2 if study.smoke() else seeds)
+        for seed, level, head in itertools.product(seeds, QUESTIONS[question], heads(question)):
+            config = dataclasses.asdict(study.recipe(name, head, seed))
+            runs.append(shrunk(Run(**config | changes | {"question": question, "level": level})))
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def runs(*args, n_jobs: int = 1, budget: float | None = None, **kwargs) -> dict[Run, dict]:
+    """Train what is missing of a ``plan`` of these arguments, as ``study.runs`` does; returns the records by run."""
+    return study.collect(plan(*args, **kwargs), "beyond", Run, _train_one, n_jobs=n_jobs, budget=budget)
+
+
+def recorded() -> dict[Run, dict]:
+    """All records. In the smoke profile and with RETRAIN=1 the plan is trained first."""
+    if study.smoke() or os.environ.get("RETRAIN") == "1":
+        runs()
+    return study.read(study.folder("results") / "beyond.jsonl", Run)
+
+
+def complete(name: str, question: str, records: dict[Run, dict]) -> pd.DataFrame:
+    """One row per run of those seeds of which every head at every level is recorded; none if there is no such
+    seed. The full runs where they have two seeds, else the CPU's."""
+    found = []
+    for full in (True, False):
+        planned = plan([name], [question], full)
+        lacking = {run.seed for run in planned if run not in records}
+        found.append(study.frame(records[run] for run in planned if run.seed not in lacking))
+    return max(found, key=lambda rows: min(2, rows["seed"].nunique()) if len(rows) else 0)
+
+
+def difference(rows: pd.DataFrame, metric: str, reference: str = "Softmax", only=None) -> pd.DataFrame:
+    """``statistics.differences`` to the reference, in points, of a metric averaged over the levels in rows."""
+    averaged = rows.groupby(["head", "seed"], sort=False)[metric].mean().reset_index()
+    return statistics.differences(averaged, metric, reference, only, 100)
+
+
+def cost(records: dict[Run, dict]) -> pd.DataFrame:
+    """Core-minutes by device, data set and question: of a recorded run, and of all runs of one seed."""
+    rows = study.frame(records.values())
+    table = rows.groupby(["device", "data", "question"], sort=False)["core_minutes"].agg(runs="size", a_run="mean")
+    table["a_seed"] = [
+        minutes * len(QUESTIONS[question]) * len(heads(question)) for (*_, question), minutes in table["a_run"].items()
+    ]
+    return table.round(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train what is missing of the runs beyond closed-set accuracy.")
+    parser.add_argument("questions", nargs="*", default=list(QUESTIONS), help=", ".join(map(repr, QUESTIONS)))
+    parser.add_argument("--data", nargs="+", default=list(SETTINGS["cpu"]), help="mnist, cifar10 (both)")
+    parser.add_argument("--full", action="store_true", help="the settings for a GPU")
+    parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
+    parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
+    options = parser.parse_args()
+    try:
+        records = runs(options.data, options.questions, options.full, n_jobs=options.jobs, budget=options.budget)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    if records:
+        print(f"core-minutes\n{cost(records).to_string()}")
+
+
+if __name__ == "__main__":
+    from lib.beyond import main  # under its own name, so that worker processes can unpickle its functions
+
+    main()
