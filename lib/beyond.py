@@ -32,7 +32,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from lib import data as datasets
 from lib import losses, metrics, models, study, train
-from lib import metrics as statistics  # means, differences, bracket
+from lib import metrics as statistics  # means, by_loss, differences, bracket
 
 QUESTIONS = {
     "open set": (5,),
@@ -56,6 +56,16 @@ SETTINGS = {
     },
 }
 GROUPS = ("head", "medium", "tail")  # thirds of the classes of a long tail, by the number of their images
+# what a summary shows of each question; larger is better
+SUMMARY = {
+    "verification": ("open set", "tar_1e-2"),
+    "retrieval": ("open set", "map_at_r"),
+    "rejection": ("open set", "auroc"),
+    "long tail": ("long tail", "test_accuracy"),
+    "label noise": ("label noise", "test_accuracy"),
+    "few examples": ("few examples", "test_accuracy"),
+    "distortions": ("distortions", "distorted_accuracy"),
+}
 FAR = np.logspace(-4, 0, 41)  # false accept rates at which a ROC curve is kept
 # five strengths of each distortion, in units of the pixels' range, the image's side or as named
 DISTORTIONS = {
@@ -132,8 +142,11 @@ def mislabelled(labels: Tensor, C: int, share: float, seed: int) -> Tensor:
 
 def prepare(run: Run) -> tuple[datasets.Data, datasets.Split]:
     """The data of a run, and the test images of the classes that it does not see (labels from 0; may be
-    none). Test labels stay as they are, and 1,000 validation images suffice to watch a training."""
+    none). Test and validation labels stay right, and their classes balanced."""
     data = study.load(run.data, 4096 if study.smoke() else 0, run.crop_padding)
+    data = dataclasses.replace(data, val=data.val[:1000])  # enough to watch a training
+    if study.smoke():
+        data = dataclasses.replace(data, val=data.val[:100], test=data.test[:200])
     size = run.train_size or len(data.train)
     C = len(data.classes)
     if run.question == "open set" and not 2 <= run.level <= C - 2:
@@ -151,7 +164,7 @@ def prepare(run: Run) -> tuple[datasets.Data, datasets.Split]:
     part = part[torch.arange(size) % len(part)]
     if run.question == "label noise":
         part = datasets.Split(part.images, mislabelled(part.labels, C, run.level, run.seed))
-    return dataclasses.replace(data, train=part, val=data.val[:1000]), unseen
+    return dataclasses.replace(data, train=part), unseen
 
 
 # ---------------------------------------------------------------- what is read
@@ -266,7 +279,7 @@ def measure(run: Run, model: models.Classifier, data: datasets.Data, unseen: dat
     if run.question == "long tail":
         recall = torch.stack([(predicted[y == c] == c).double().mean() for c in range(len(data.classes))])
         groups = class_order(len(recall), run.seed).tensor_split(3)
-        measured |= {name: recall[part].mean().item() for name, part in zip(GROUPS, groups, strict=True)}
+        measured |= {f"{name}_accuracy": recall[c].mean().item() for name, c in zip(GROUPS, groups, strict=True)}
     if run.question == "distortions":
         part = data.test[: run.test_size or None]
 
@@ -294,7 +307,7 @@ def shrunk(run: Run) -> Run:
     """A run of a fraction of a second in the smoke profile, the same run elsewhere."""
     if not study.smoke():
         return run
-    small = {"network": "SmallNet", "epochs": 1, "train_size": 256, "test_size": 100}
+    small = {"network": "SmallNet", "epochs": 1, "train_size": 128, "test_size": 100}
     return dataclasses.replace(run, **small, batch_size=64, lr=0.1, muon_lr=0.0)
 
 
@@ -344,10 +357,42 @@ def complete(name: str, question: str, records: dict[Run, dict]) -> pd.DataFrame
     return max(found, key=lambda rows: min(2, rows["seed"].nunique()) if len(rows) else 0)
 
 
+def levels(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """``statistics.means`` of a metric, in percent: one row per level and head, columns mean, low, high."""
+    table = []
+    for level, part in rows.groupby("level", sort=False):
+        for head, mean in statistics.means(statistics.by_loss(part, metric)).items():
+            table.append((level, head, *(100 * mean)))
+    return pd.DataFrame(table, columns=["level", "head", "mean", "low", "high"])
+
+
 def difference(rows: pd.DataFrame, metric: str, reference: str = "Softmax", only=None) -> pd.DataFrame:
     """``statistics.differences`` to the reference, in points, of a metric averaged over the levels in rows."""
     averaged = rows.groupby(["head", "seed"], sort=False)[metric].mean().reset_index()
     return statistics.differences(averaged, metric, reference, only, 100)
+
+
+def reading(table: pd.DataFrame, reference: str = "Softmax", digits: int = 1) -> str:
+    """A table of ``difference`` as a sentence without its full stop: which losses lie above and below the
+    reference, by how many points, and which differences are not shown."""
+    parts = []
+    for verdict, rows in table.groupby("verdict", sort=False):
+        shown = verdict in ("higher", "lower")
+        names = [f"{head} {statistics.bracket(row, digits)}" if shown else head for head, row in rows.iterrows()]
+        parts.append(f"{verdict} than {reference}: " * shown + f"{verdict}: " * (not shown) + ", ".join(names))
+    return "; ".join(sorted(parts, key=lambda part: not part.startswith(("higher", "lower"))))
+
+
+def strengths(rows: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies under distortion, one row each: head, seed, kind, level (0, undistorted, to 5), accuracy."""
+    return pd.DataFrame(
+        [
+            {"head": row["head"], "seed": row["seed"], "kind": kind, "level": level, "accuracy": accuracy}
+            for _, row in rows.iterrows()
+            for kind, five in row["distorted"].items()
+            for level, accuracy in enumerate([row["undistorted"], *five])
+        ]
+    )
 
 
 def cost(records: dict[Run, dict]) -> pd.DataFrame:

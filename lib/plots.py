@@ -85,6 +85,20 @@ def difference(ax: Axes, table: pd.DataFrame) -> None:
     ax.invert_yaxis()
 
 
+def levels(ax: Axes, table: pd.DataFrame, heads: list[str]) -> None:
+    """Mean and interval at each level, of ``beyond.levels``: a line for each of these losses that is there,
+    the intervals side by side, the levels equally spaced."""
+    order = list(table["level"].unique())
+    heads = [head for head in heads if head in set(table["head"])]
+    for offset, head in zip(np.linspace(-0.15, 0.15, len(heads)), heads, strict=True):
+        part = table[table["head"] == head]
+        ax.errorbar(
+            [order.index(level) + offset for level in part["level"]], part["mean"], part["high"] - part["mean"],
+            color=COLOURS[head], marker=MARKERS[head], label=head, linewidth=1.2,
+        )  # fmt: skip
+    ax.set_xticks(range(len(order)), [f"{level:g}" for level in order])
+
+
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
     ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
     ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
