@@ -82,7 +82,8 @@ def difference(ax: Axes, table: pd.DataFrame) -> None:
         _interval(ax, row, head, *difference[["mean", "low", "high"]])
     ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(table)), table.index)
-    ax.invert_yaxis()
+    if not ax.yaxis_inverted():  # as it may be, on axes that share it
+        ax.invert_yaxis()
 
 
 def levels(ax: Axes, table: pd.DataFrame, heads: list[str]) -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from lib import beyond, losses, models, study
+from lib import beyond, losses, models, plots, study
 
 
 def run(question="distortions", level=0, head="ArcFace", seed=0, **changes):
@@ -315,6 +316,33 @@ def test_difference_is_averaged_over_levels_and_paired(small):
     row = beyond.difference(beyond.complete("mnist", "label noise", records), "test_accuracy").loc["NormFace"]
     assert row["mean"] == pytest.approx(2) and row["n"] == 4
     assert row["low"] == pytest.approx(2, abs=1e-6)  # what the seeds share is no noise
+
+
+def test_reading_names_what_differs():
+    table = pd.DataFrame(
+        [("A", 0.2, -1, 1.4, "no difference shown"), ("B", 3, 2, 4, "higher"), ("C", -3, -4, -2, "lower")],
+        columns=["loss", "mean", "low", "high", "verdict"],
+    ).set_index("loss")
+    assert beyond.reading(table) == (
+        "higher than Softmax: B +3.0 [+2.0, +4.0]; lower than Softmax: C -3.0 [-4.0, -2.0]; no difference shown: A"
+    )
+
+
+def test_strengths_and_levels_keep_every_number(small):
+    five = {kind: [0.5, 0.4, 0.3, 0.2, 0.1] for kind in beyond.DISTORTIONS}
+    plan = beyond.plan(["mnist"], ["distortions"])
+    records = {r: record(r, undistorted=0.9 + 0.01 * r.seed, distorted=five) for r in plan}
+    rows = beyond.strengths(beyond.complete("mnist", "distortions", records))
+    assert len(rows) == len(plan) * len(five) * 6
+    table = beyond.levels(rows[rows["kind"] == "blur"], "accuracy").set_index(["head", "level"])
+    assert table.loc["Softmax", "mean"].tolist() == pytest.approx([91.5, 50, 40, 30, 20, 10])
+    assert table.loc[("Softmax", 0), "low"] < 91.5 < table.loc[("Softmax", 0), "high"]
+    _, ax = plt.subplots()
+    plots.levels(ax, table.reset_index(), ["Softmax", "NormFace", "AdaLoss"])  # the last has no runs
+    lines = [container.lines[0] for container in ax.containers]
+    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([91.5, 50, 40, 30, 20, 10])] * 2
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "2", "3", "4", "5"]
+    plt.close()
 
 
 def test_cost_by_hand(small):
