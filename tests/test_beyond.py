@@ -231,7 +231,7 @@ def test_a_run_learns_and_records_what_its_question_asks(project, question):
         "long tail": {"head_accuracy", "medium_accuracy", "tail_accuracy"},
         "distortions": {"undistorted", "distorted", "distorted_accuracy"},
     }.get(question, set())
-    assert set(measured) == asked | {"test_accuracy", "core_minutes"}
+    assert set(measured) == asked | {"test_accuracy", "classes", "core_minutes"}
     assert not set(measured) & set(record["config"])  # a table has both as columns
     assert beyond.Run(**json.loads(json.dumps(record))["config"]) == config
     if question == "open set":
@@ -326,6 +326,12 @@ def test_reading_names_what_differs():
     assert beyond.reading(table) == (
         "higher than Softmax: B +3.0 [+2.0, +4.0]; lower than Softmax: C -3.0 [-4.0, -2.0]; no difference shown: A"
     )
+
+
+def test_stalled_runs_are_those_near_chance():
+    accuracies = [(5, 0.25), (5, 0.4), (10, 0.12), (10, 0.25)]
+    rows = pd.DataFrame([{"classes": C, "history": {"val_accuracy": [0.9, last]}} for C, last in accuracies])
+    assert beyond.stalled(rows).index.tolist() == [0, 2]
 
 
 def test_strengths_and_levels_keep_every_number(small):
