@@ -25,12 +25,12 @@ def run(seed: int, threads: int) -> None:
     study.execute(study.shrunk(study.recipe("mnist", "ArcFace", seed, epochs=1)), progress=False)
 
 
-def seconds(jobs: int) -> float:
-    """Of all runs, so many at a time; the processes are there and have loaded the data."""
+def seconds(jobs: int, runs: int = RUNS) -> float:
+    """Of these runs, so many at a time."""
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
     with joblib.parallel_config("loky", n_jobs=jobs):
         start = time.perf_counter()
-        joblib.Parallel(batch_size=1)(joblib.delayed(run)(seed, threads) for seed in range(RUNS))
+        joblib.Parallel(batch_size=1)(joblib.delayed(run)(seed, threads) for seed in range(runs))
         return time.perf_counter() - start
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     device = train.best_device()
     ways = (1, 2) if study.smoke() else (1, 2, 4, 8) if device.type == "cuda" else (1, 2, os.cpu_count() or 4)
     for jobs in ways:
-        seconds(jobs)  # warm-up
+        seconds(jobs, runs=jobs)  # the processes start and load the data
     taken = {jobs: [] for jobs in ways}
     for _ in range(1 if study.smoke() else ROUNDS):
         for jobs in ways:
