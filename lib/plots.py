@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from lib import losses, metrics, study
+from lib import losses, statistics, study
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
@@ -38,7 +38,7 @@ def curves(
         head: scale * np.array([h[key] for h in group["history"]])  # (seeds, epochs)
         for head, group in frame.groupby("head", sort=False)
     }
-    for head, (mean, low, high) in metrics.means(values).items():
+    for head, (mean, low, high) in statistics.means(values).items():
         if heads and head not in heads:
             continue
         epochs = np.arange(1, len(mean) + 1)
@@ -68,8 +68,8 @@ def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> 
 
 def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
     """One row per loss: every seed as a dot, the mean and its 95 % interval over them."""
-    values = metrics.by_loss(frame, metric)
-    for row, (head, (mean, low, high)) in enumerate(metrics.means(values).items()):
+    values = statistics.by_loss(frame, metric)
+    for row, (head, (mean, low, high)) in enumerate(statistics.means(values).items()):
         _interval(ax, row, head, scale * mean, scale * low, scale * high)
         ax.plot(scale * values[head], np.full(len(values[head]), row + 0.3), ".", color="0.45", markersize=4)
     ax.set_yticks(range(len(values)), values)
@@ -77,7 +77,7 @@ def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) ->
 
 
 def difference(ax: Axes, table: pd.DataFrame) -> None:
-    """Forest plot of ``metrics.differences``: mean and interval of each loss minus the reference."""
+    """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference."""
     for row, (head, difference) in enumerate(table.iterrows()):
         _interval(ax, row, head, *difference[["mean", "low", "high"]])
     ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
@@ -190,7 +190,7 @@ def waterfall(ax: Axes, gaps: pd.DataFrame) -> None:
     their mean with its 95 % interval. gaps: rows (step, seed) with the column gap."""
     start = 0.0
     for row, (_, values) in enumerate(gaps.groupby("step", sort=False)["gap"]):
-        mean, low, high = metrics.interval(values)
+        mean, low, high = statistics.interval(values)
         ax.barh(row, mean - start, left=start, height=0.55, color="0.82" if row else "0.6")
         ax.plot([low, high], [row, row], color="0.1", linewidth=1.6)
         ax.plot(values, np.full(len(values), row + 0.36), ".", color="0.45", markersize=4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from lib import losses, metrics, plots
+from lib import losses, plots, statistics
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_curves_show_mean_and_interval(ax, frame):
         assert to_hex(line.get_color()) == to_hex(plots.COLOURS[line.get_label()])
         np.testing.assert_allclose(line.get_xydata(), [[1, 25], [2, 10], [3, 20]])
     band = ax.collections[0].get_paths()[0].vertices
-    pooled = metrics.means({"ArcFace": [30, 20], "Softmax": [30, 20]})
+    pooled = statistics.means({"ArcFace": [30, 20], "Softmax": [30, 20]})
     assert band[:, 1].max() == pytest.approx(pooled["ArcFace"][2])
 
 
@@ -89,7 +89,7 @@ def test_intervals_show_every_seed(ax, frame):
     plots.intervals(ax, frame, "f1", scale=100)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "Softmax"]
     assert list(ax.lines[2].get_xdata()) == pytest.approx([90, 91])
-    pooled = metrics.means({"ArcFace": [90, 91], "Softmax": [90, 91]})
+    pooled = statistics.means({"ArcFace": [90, 91], "Softmax": [90, 91]})
     assert list(ax.lines[0].get_xdata()) == pytest.approx(list(pooled["ArcFace"][1:]))
 
 
@@ -164,5 +164,5 @@ def test_waterfall_marks_means_and_changes(ax):
     first, second = ax.patches
     assert (first.get_x(), first.get_width()) == (0, 5) and (second.get_x(), second.get_width()) == (5, -5)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
-    _, low, high = metrics.interval([-1, 0, 1])
+    _, low, high = statistics.interval([-1, 0, 1])
     assert [low, high] in [list(line.get_xdata()) for line in ax.lines]
