@@ -41,15 +41,32 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
 def angles(x: Tensor, y: Tensor) -> dict[str, float]:
     """Geometry of embeddings x (N, d) with labels y (N,), in degrees.
 
-    intra: mean angle between an embedding and the mean direction of its class.
-    inter: smallest angle between the mean directions of two classes, averaged over the classes.
+    intra_angle: mean angle between an embedding and the mean direction of its class.
+    inter_angle: smallest angle between the mean directions of two classes, averaged over the classes;
+    smallest_angle: the smallest of all of them. angle_ratio: intra over inter.
     """
     x = F.normalize(x.double())
     C = int(y.max()) + 1
     centres = F.normalize(torch.zeros(C, x.shape[1], dtype=x.dtype).index_add_(0, y, x))
-    intra = torch.rad2deg((x * centres[y]).sum(1).clamp(-1, 1).acos()).mean()
+    intra = torch.rad2deg((x * centres[y]).sum(1).clamp(-1, 1).acos()).mean().item()
     between = (centres @ centres.T).clamp(-1, 1).acos().fill_diagonal_(torch.inf)
-    return {"intra_angle": intra.item(), "inter_angle": torch.rad2deg(between.min(1).values).mean().item()}
+    nearest = torch.rad2deg(between.min(1).values)  # (C,)
+    inter = nearest.mean().item()
+    return {
+        "intra_angle": intra, "inter_angle": inter, "smallest_angle": nearest.min().item(),
+        "angle_ratio": intra / max(inter, 1e-9),
+    }  # fmt: skip
+
+
+def recall_at_1(x: Tensor, y: Tensor, chunk: int = 1000) -> float:
+    """Share of embeddings x (N, d) whose nearest other one, by cosine, has the same label y (N,)."""
+    x = F.normalize(x.float())
+    found = 0
+    for start in range(0, len(x), chunk):
+        cos = x[start : start + chunk] @ x.T  # (chunk, N)
+        cos.diagonal(start).fill_(-torch.inf)  # not its own neighbour
+        found += (y[cos.argmax(1)] == y[start : start + chunk]).sum().item()
+    return found / len(x)
 
 
 def evaluate(logits: Tensor, y: Tensor, x: Tensor, val_logits: Tensor, val_y: Tensor) -> dict:
@@ -70,5 +87,6 @@ def evaluate(logits: Tensor, y: Tensor, x: Tensor, val_logits: Tensor, val_y: Te
         "ece": calibration_error(logits / t, y),
         "temperature": t,
         **angles(x, y),
+        "recall_at_1": recall_at_1(x, y),
         "confusion": confusion_matrix(y, predicted, labels=range(logits.shape[1])).tolist(),
     }

@@ -15,11 +15,11 @@ from lib import losses, statistics, study
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
-# one colour and one marker per loss, in every figure (the study's nine, then lib.family); one colour per class
+# one colour and one marker per loss, in every figure (the study's nine, lib.family, triplet); one colour per class
 PALETTE = [*np.array(sns.color_palette("colorblind"))[[7, 5, 2, 9, 0, 4, 6, 1, 3]]]
-PALETTE += [*np.array(sns.color_palette("dark"))[[0, 3, 2, 4, 8, 9]]]
+PALETTE += [*np.array(sns.color_palette("dark"))[[0, 3, 2, 4, 8, 9, 1]]]
 COLOURS = dict(zip(losses.heads(), PALETTE, strict=True))
-MARKERS = dict(zip(losses.heads(), [*"osv^DPX*h<>pd", (4, 1), (6, 1)], strict=True))
+MARKERS = dict(zip(losses.heads(), [*"osv^DPX*h<>pd", (4, 1), (6, 1), (3, 1)], strict=True))
 CLASS_COLOURS = sns.color_palette("tab10", 10)
 CLASS_MARKERS = "osv^DPX*h<"
 

@@ -88,8 +88,7 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in (float, "float"):  # 1 and 1.0 are the same run, so they need the same key
                 object.__setattr__(self, field.name, _float(getattr(self, field.name)))
-        if self.head not in losses.heads():
-            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.heads())}")
+        losses.find(self.head)
 
     @property
     def key(self) -> str:

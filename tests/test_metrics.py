@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as reference
+from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from lib import metrics
@@ -69,6 +70,23 @@ def test_angles_of_a_constructed_geometry():
     result = metrics.angles(x, torch.tensor([0, 0, 1, 1, 2, 2]))
     assert result["intra_angle"] == pytest.approx((10 + 20 + 0) / 3, abs=1e-4)
     assert result["inter_angle"] == pytest.approx((60 + 60 + 120) / 3, abs=1e-4)
+    assert result["smallest_angle"] == pytest.approx(60, abs=1e-4)
+    assert result["angle_ratio"] == pytest.approx(10 / 80, abs=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 1000])
+def test_recall_at_1_by_hand(chunk):
+    # the nearest by angle: 0 and 10 find each other, 30 finds 10, 32 finds 30, 90 finds 32; lengths must not matter
+    radians = torch.tensor([0.0, 10, 30, 32, 90]).deg2rad()
+    x = torch.tensor([1.0, 9, 2, 5, 1])[:, None] * torch.stack([radians.cos(), radians.sin()], 1)
+    assert metrics.recall_at_1(x, torch.tensor([0, 0, 0, 1, 1]), chunk) == pytest.approx(3 / 5)
+
+
+def test_recall_at_1_against_sklearn():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(120, 6, generator=g), torch.randint(3, (120,), generator=g)
+    index = NearestNeighbors(n_neighbors=2, metric="cosine").fit(x.numpy()).kneighbors(x.numpy())[1][:, 1]
+    assert metrics.recall_at_1(x, y, chunk=50) == pytest.approx((y[index] == y).float().mean().item())
 
 
 def test_evaluate_against_sklearn(scores):
@@ -85,7 +103,8 @@ def test_evaluate_against_sklearn(scores):
     assert result["temperature"] == t != metrics.temperature(logits, y)
     assert result["test_loss"] == pytest.approx(reference.log_loss(y, (logits.double() / t).softmax(1)))
     assert result["ece"] == metrics.calibration_error(logits / t, y)
-    assert result["intra_angle"] == metrics.angles(x, y)["intra_angle"]
+    assert result.items() >= metrics.angles(x, y).items()
+    assert result["recall_at_1"] == metrics.recall_at_1(x, y)
 
 
 def test_confusion_rows_are_true_classes():
