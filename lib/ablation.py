@@ -4,9 +4,15 @@ Also two controls that adapt to nothing: a margin that follows a schedule, and r
 classes. If a control does as well as AdaLoss, adaptivity is not what helps.
 """
 
+import pandas as pd
 import torch
 
+from lib import study
 from lib.losses import AdaLoss, ArcFace, angle, psi
+
+SEEDS = 3
+REDUCED = {"train_size": 10_000, "epochs": 6}  # for a CPU
+TRAIN_SIZE = 45_000  # of CIFAR-10 without its validation split
 
 
 class AngleAdaLoss(AdaLoss):
@@ -96,3 +102,53 @@ HEADS = {
     head.__name__: head
     for head in (AngleAdaLoss, ErrorAdaLoss, AbsoluteAdaLoss, GlobalAdaLoss, ScheduledMargin, RandomMargin)
 }
+
+
+def arms(steps: int) -> dict[str, tuple[str, dict]]:
+    """Head and constants of every arm; s and, but for the two schedules, m are the same in all.
+
+    steps: batches of a training. A schedule with the mean course of AdaLoss's margins would be the fixed margin,
+    since that mean hardly moves; so the two schedules here rise and fall, with a mean over the training of m.
+    The random margins have the spread that AdaLoss's reach by the end of the CIFAR-10 recipe.
+    """
+    everything = {
+        "fixed margin": ("ArcFace", {}),
+        "AdaLoss": ("AdaLoss", {}),
+        "schedule: rising": ("ScheduledMargin", {"m": 0.0, "m_end": 0.6, "steps": steps}),
+        "random margins": ("RandomMargin", {"spread": 0.05}),
+        "schedule: falling": ("ScheduledMargin", {"m": 0.6, "m_end": 0.0, "steps": steps}),
+        "signal: target angle": ("AngleAdaLoss", {}),
+        "signal: class error": ("ErrorAdaLoss", {}),
+        "memory: 10 times shorter": ("AdaLoss", {"rate": 0.2}),
+        "memory: 10 times longer": ("AdaLoss", {"rate": 0.002}),
+        "gamma = 1": ("AdaLoss", {"gamma": 1.0}),
+        "gamma = 2": ("AdaLoss", {"gamma": 2.0}),
+        "gamma = 2, wide bounds": ("AdaLoss", {"gamma": 2.0, "m_min": 0.0, "m_max": 1.2}),
+        "narrow bounds": ("AdaLoss", {"m_min": 0.2, "m_max": 0.4}),
+        "absolute rule": ("AbsoluteAdaLoss", {}),
+        "absolute rule, global": ("GlobalAdaLoss", {}),
+    }
+    return dict(list(everything.items())[:4]) if study.smoke() else everything
+
+
+def plan(data: str = "cifar10", full: bool = False) -> list[study.Config]:
+    """All arms with every seed, seeds in the outer loop; full: with the whole recipe."""
+    setting = {} if full else REDUCED
+    run = study.recipe(data, "ArcFace", **setting)
+    steps = run.epochs * ((run.train_size or TRAIN_SIZE) // run.batch_size)
+    return [
+        study.recipe(data, head, seed, constants=constants, **setting)
+        for seed in range(2 if study.smoke() else SEEDS)
+        for head, constants in arms(steps).values()
+    ]
+
+
+def finished(data: str = "cifar10") -> pd.DataFrame:
+    """The rows of the complete seeds, of the whole recipe if there are any, with the arm's name as head.
+    Raises ValueError if there are none."""
+    try:
+        frame = study.finished(plan(data, full=True), f"ablation_{data}")
+    except ValueError:
+        frame = study.finished(plan(data), f"ablation_{data}")
+    names = list(arms(0))
+    return frame.assign(head=names * (len(frame) // len(names)))
