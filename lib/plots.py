@@ -9,7 +9,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib import losses, statistics, study
 
@@ -77,17 +77,21 @@ def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) ->
 
 
 def difference(ax: Axes, table: pd.DataFrame) -> None:
-    """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference."""
+    """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference; of
+    ``statistics.compare``, the bootstrap interval as a broad bar behind them."""
     for row, (head, difference) in enumerate(table.iterrows()):
         _interval(ax, row, head, *difference[["mean", "low", "high"]])
+        if "boot_low" in table:
+            ax.plot(difference[["boot_low", "boot_high"]], [row, row], color="0.8", linewidth=7, zorder=1)
     ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(table)), table.index)
     ax.invert_yaxis()
 
 
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
-    ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
-    ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
+    colour = COLOURS.get(head, "0.2")  # an arm of the ablation has none of its own
+    ax.plot([low, high], [row, row], color=colour, linewidth=2)
+    ax.plot(mean, row, marker=MARKERS.get(head, "o"), markersize=8, color=colour)
     if row == 0 and not np.isfinite(low):
         ax.text(1, 1.02, "one seed: no intervals", transform=ax.transAxes, ha="right", fontsize=8, color="0.4")
 
@@ -155,15 +159,32 @@ def angle_histogram(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     ax.set(xlim=(0, 150), xlabel="angle (degrees)", yticks=[])
 
 
-def margin_courses(ax: Axes, history: dict, classes: list[str]) -> None:
-    """Each class's margin after every epoch, of one run; the classes are named at the right end."""
-    margins = np.array(history["margins"])  # (epochs, C)
+def trials(ax: Axes, frame: pd.DataFrame) -> None:
+    """Validation error (%, log) of all trials of ``tuning.recorded``, a row per loss: the defaults as a cross, the
+    others as dots, the chosen one inside a ring. No error at all is drawn at 0.01 %."""
+    for row, (head, group) in enumerate(frame.groupby("head", sort=False)):
+        error = 100 * (1 - group["val_accuracy"]).clip(lower=1e-4)
+        ax.plot(error[1:], [row] * (len(group) - 1), ".", color=COLOURS[head], markersize=7)
+        ax.plot(error.iloc[0], row, "x", color=COLOURS[head], markersize=8, markeredgewidth=2)
+        ax.plot(error[group["chosen"]], [row], "o", color="0.2", markersize=12, fillstyle="none")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_yticks(range(frame["head"].nunique()), frame["head"].unique())
+    ax.invert_yaxis()
+
+
+def margin_courses(ax: Axes, history: dict, classes: list[str], key: str = "margins") -> None:
+    """Each class's margin (or quality) after every epoch, of one run; the classes are named at the right end."""
+    margins = np.array(history[key])  # (epochs, C)
     epochs = np.arange(1, len(margins) + 1)
     heights = spread(margins[-1], 0.045 * np.ptp(margins) + 1e-9)
     for c, name in enumerate(classes):
         ax.plot(epochs, margins[:, c], color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c])
         ax.annotate(name, (epochs[-1] * 1.02, heights[c]), va="center", fontsize=8, color=CLASS_COLOURS[c])
-    ax.set(xlabel="epoch", ylabel="margin $m_c$ (radians)", xticks=epochs)
+    label = {"margins": "margin $m_c$ (radians)", "quality": "mean quality $k$ of the class"}[key]
+    ax.set(xlabel="epoch", ylabel=label, xticks=epochs)
 
 
 def spread(heights: np.ndarray, gap: float) -> np.ndarray:

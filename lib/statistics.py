@@ -156,8 +156,9 @@ def compare(
     corrected for the comparisons of this table (Holm 1979). d: mean difference over the deviation of the
     differences; few seeds overstate it. improvement, with its bootstrap interval: the probability that a run of
     the loss beats a run of the reference (Agarwal et al. 2021, arXiv 2108.13264), ties half; lower_is_better
-    says what beats means. detectable: ``detectable`` for the spread of the paired differences, pooled over the
-    losses. verdict: by p_holm at 5 %, or, with too few seeds for that test (see ``power_note``), by the interval.
+    says what beats means. verdict: by p_holm at 5 %, or, with too few seeds for that test (see ``power_note``), by
+    the interval. detectable: ``detectable`` by a t test on the same terms, for the spread of the paired
+    differences pooled over the losses: each loss alone for p_holm, all losses' degrees of freedom for the interval.
     Raises ValueError if the metric is missing in some run.
     """
     if metric not in frame or frame[metric].isna().any():
@@ -174,7 +175,8 @@ def compare(
     table["p_holm"] = holm(table["p"])
     variances = [np.var(x - y, ddof=1) for x, y in pairs.values() if len(x) > 1]
     sd = np.mean(variances) ** 0.5 if variances else np.nan
-    table["detectable"] = [detectable(sd, n, len(table)) for n in table["n"]]
+    pooled = len(frame) - frame["head"].nunique() - len(wide) + 1
+    table["detectable"] = [detectable(sd, n, len(table), None if _reaches(table) else pooled) for n in table["n"]]
     if _reaches(table):
         effect = np.where(table["mean"] > 0, "higher", "lower")
         table["verdict"] = np.where(table["p_holm"] < 0.05, effect, "no difference shown")
@@ -233,17 +235,20 @@ def improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     return float(probability(x, y)), *drawn.confidence_interval
 
 
-def detectable(sd: float, n: int, comparisons: int = 1, power: float = 0.8, level: float = 0.05) -> float:
-    """The smallest true mean difference that a two-sided paired t test of n pairs finds with this power.
+def detectable(
+    sd: float, n: int, comparisons: int = 1, df: int | None = None, power: float = 0.8, level: float = 0.05
+) -> float:
+    """The smallest true mean difference that a two-sided t test of n pairs finds with this power.
 
-    sd: deviation of the paired differences. comparisons: the level is divided by their number, as in Holm's first
-    step. NaN for less than two pairs.
+    sd: deviation of the paired differences, estimated with df degrees of freedom, n - 1 if not given. comparisons:
+    the level is divided by their number, as in Holm's first step. NaN for less than two pairs.
     """
     if n < 2 or not np.isfinite(sd):
         return np.nan
-    t = stats.t.ppf(1 - level / comparisons / 2, n - 1)
+    df = n - 1 if df is None else df
+    t = stats.t.ppf(1 - level / comparisons / 2, df)
     # the estimated deviation over the true one, at even steps of its distribution: scipy's nct has no value at n = 2
-    ratio = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
+    ratio = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
 
     def found(shift):  # share of experiments, for a mean of this many standard errors
         return np.mean(stats.norm.sf(t * ratio - shift) + stats.norm.cdf(-t * ratio - shift))
@@ -266,7 +271,7 @@ def power_note(table: pd.DataFrame, unit: str, digits: int = 2) -> str:
     verdict = "" if _reaches(table) else ": it cannot reach 5 %, and the verdicts rest on the intervals alone"
     return (
         f"With {n} seeds the exact test cannot give a p below {smallest:.2g}, {corrected}{verdict}. A true difference "
-        f"of {table['detectable'].max():.{digits}f} {unit} would have been found with 80 % probability."
+        f"of {table['detectable'].max():.{digits}f}{unit and ' '}{unit} would have been found with 80 % probability."
     )
 
 

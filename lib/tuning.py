@@ -122,11 +122,11 @@ def tuned(data: str, head: str) -> dict:
 def final(data: str) -> list[study.Config]:
     """The final runs: the recipe at each loss's tuned constants, seeds in the outer loop. Raises Incomplete."""
     frame = recorded(data)
-    chosen = frame[frame["chosen"]]
+    chosen = frame[frame["chosen"]].set_index("head").loc[frame["head"].unique()]
     return [
-        study.recipe(data, run["head"], seed, **{k: run[k] for k in ("constants", "lr", "muon_lr")})
+        study.recipe(data, head, seed, **run[["constants", "lr", "muon_lr"]])
         for seed in range(2 if study.smoke() else SEEDS[data])
-        for _, run in chosen.iterrows()
+        for head, run in chosen.iterrows()
     ]
 
 
@@ -138,3 +138,32 @@ def finished(data: str) -> pd.DataFrame:
 def written(constants) -> str:
     """Constants as text, for a table."""
     return ", ".join(f"{name} = {value:.3g}" for name, value in constants) or "none"
+
+
+def space() -> pd.DataFrame:
+    """``SPACE`` as a table."""
+    rows = {
+        head: ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in SPACE[head].items()) for head in LOSSES
+    }
+    return pd.DataFrame({"constants drawn": rows}).rename_axis("loss").replace("", "none")
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of ``recorded``: by loss the validation accuracies (%) of all trials, and what the chosen one has."""
+    result = (100 * frame.pivot(index="head", columns="trial", values="val_accuracy")).map("{:.2f}".format)
+    result.columns = ["defaults", *map(str, result.columns[1:])]
+    chosen = frame[frame["chosen"]].set_index("head").loc[result.index]
+    result["chosen"] = [str(trial or "defaults") for trial in chosen["trial"]]
+    result["factor on lr"] = chosen["factor"].map("{:g}".format)
+    result["constants"] = chosen["constants"].map(written).where(chosen["trial"] > 0, "defaults")
+    return result.loc[frame["head"].unique()].rename_axis("loss")
+
+
+def settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of ``recorded``: every trial with its setting and its validation accuracy."""
+    columns = {
+        "loss": frame["head"], "trial": frame["trial"], "factor on lr": frame["factor"],
+        "constants": frame["constants"].map(written).where(frame["trial"] > 0, "defaults"),
+        "validation accuracy (%)": (100 * frame["val_accuracy"]).map("{:.2f}".format),
+    }  # fmt: skip
+    return pd.DataFrame(columns).sort_values("loss", key=lambda loss: loss.map(LOSSES.index), kind="stable")

@@ -100,6 +100,32 @@ def test_difference_is_drawn_with_its_interval(ax):
     assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [-5.0, 1.0], [-2.0], [0, 0]]
 
 
+def test_difference_with_bootstrap_intervals_and_an_arm_without_colour(ax):
+    columns = {"mean": [1.0], "low": [0.5], "high": [1.5], "boot_low": [0.7], "boot_high": [1.2]}
+    plots.difference(ax, pd.DataFrame(columns, index=["schedule: rising"]))
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [0.7, 1.2], [0, 0]]
+    assert to_hex(ax.lines[0].get_color()) == to_hex("0.2")
+
+
+def test_trials_show_defaults_and_choice(ax):
+    frame = pd.DataFrame({
+        "head": ["ArcFace", "ArcFace", "ArcFace", "Softmax"], "val_accuracy": [0.9, 0.99, 0.98, 1.0],
+        "chosen": [False, True, False, True],
+    })  # fmt: skip
+    plots.trials(ax, frame)
+    drawn = [(line.get_marker(), list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
+    expected = [(".", [1, 2], [0, 0]), ("x", [10], [0]), ("o", [1], [0]), (".", [], []), ("x", [0.01], [1])]
+    for (marker, x, y), (m, x_, y_) in zip(drawn, expected, strict=False):
+        assert marker == m and x == pytest.approx(x_) and y == y_
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "Softmax"]
+
+
+def test_margin_courses_of_the_quality(ax):
+    plots.margin_courses(ax, {"quality": [[0.1, -0.2], [0.3, -0.4]]}, ["cat", "dog"], "quality")
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 0.3], [-0.2, -0.4]]
+    assert "quality" in ax.get_ylabel() and [t.get_text() for t in ax.texts] == ["cat", "dog"]
+
+
 def test_confusion_shows_every_count(ax):
     plots.confusion(ax, [[5, 1], [2, 7]], ["cat", "dog"])
     assert {(t.get_text(), t.get_position()) for t in ax.texts} == {

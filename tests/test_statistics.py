@@ -172,6 +172,13 @@ def test_improvement_by_hand():
     assert statistics.improvement(np.array([2.0]), np.array([1.0]))[0] == 1
 
 
+def test_detectable_effect_needs_less_with_a_pooled_spread():
+    pooled, alone = (statistics.detectable(1, 3, 9, df) for df in (18, 2))
+    shift = stats.norm.ppf(1 - 0.05 / 18) + stats.norm.ppf(0.8)  # if the spread were known
+    assert shift / 3**0.5 < pooled < alone / 3
+    assert statistics.detectable(1, 3, 9, df=10**7) == pytest.approx(shift / 3**0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize("n, comparisons", [(3, 1), (5, 9), (10, 9)])
 def test_detectable_effect_has_its_power(n, comparisons):
     shift = statistics.detectable(2.0, n, comparisons)
@@ -216,6 +223,9 @@ def test_lower_can_be_better(ten):
 
 def test_with_five_seeds_the_interval_decides(ten):
     table = statistics.compare(ten[ten["seed"] < 5], "f1", "A")
+    wide = ten[ten["seed"] < 5].pivot(index="seed", columns="head", values="f1")
+    sd = np.sqrt(np.mean([np.var(wide[h] - wide["A"], ddof=1) for h in "BC"]))
+    assert table["detectable"].tolist() == pytest.approx([statistics.detectable(sd, 5, 2, df=8)] * 2)  # 8 = 4 * 2
     assert table.loc["B", "p"] == 2.0**-4 and table.loc["B", "low"] > 0
     assert table.loc["B", "verdict"] == "higher"  # which p could not say
     assert "below 0.062, 0.12 after correction for 2 comparisons: it cannot reach 5 %" in statistics.power_note(
