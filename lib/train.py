@@ -55,8 +55,8 @@ def fit(
     with it. seed: order and augmentation.
     The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
-    best temperature, so comparable between heads), seconds (training only, cumulative) and, for
-    a head that has them, margins (C,) at the end of the epoch, or AdaFace's quality (C,), the mean k of each
+    best temperature, so comparable between heads), seconds (training, and Triplet's ``renew``; cumulative)
+    and, for a head that has them, margins (C,) at the end of the epoch, or AdaFace's quality (C,), the mean k of each
     class's samples in the epoch. Raises FloatingPointError at a non-finite loss.
     """
     device = data.train.labels.device
