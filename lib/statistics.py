@@ -169,7 +169,8 @@ def compare(
     pairs = {head: wide[[head, reference]].dropna().to_numpy().T for head in table.index}  # (2, n) each
     for head, (x, y) in pairs.items():
         columns = ["n", "boot_low", "boot_high", "p", "d", "improvement", "improvement_low", "improvement_high"]
-        d = np.mean(x - y) / np.std(x - y, ddof=1) if len(x) > 1 and np.ptp(x - y) > 0 else np.nan
+        spread = np.std(x - y, ddof=1) if len(x) > 1 else 0.0
+        d = np.mean(x - y) / spread if spread > 1e-9 * np.abs(x).max() else np.nan  # rounding is no spread
         better = improvement(y, x) if lower_is_better else improvement(x, y)
         table.loc[head, columns] = [len(x), *bootstrap(x - y)[1:], permutation_p(x, y), d, *better]
     table["p_holm"] = holm(table["p"])

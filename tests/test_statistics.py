@@ -245,6 +245,11 @@ def test_compare_of_one_seed_claims_nothing(ten):
     assert statistics.power_note(table, "points") == "One seed: nothing can be tested."
 
 
+def test_rounding_is_no_spread():
+    table = statistics.compare(long({"A": [0.1, 0.2, 0.3], "B": [0.4, 0.5, 0.6]}), "f1", "A", factor=100)
+    assert math.isnan(table.loc["B", "d"]) and table.loc["B", "mean"] == pytest.approx(30)
+
+
 def test_compare_of_a_missing_metric(ten):
     with pytest.raises(ValueError, match="30 of 30 runs have no recall_at_1: train them again"):
         statistics.compare(ten, "recall_at_1", "A")
