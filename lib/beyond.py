@@ -31,8 +31,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from lib import data as datasets
-from lib import losses, metrics, models, study, train
-from lib import metrics as statistics  # means, by_loss, differences, bracket
+from lib import losses, metrics, models, statistics, study, train
 
 QUESTIONS = {
     "open set": (5,),
