@@ -53,7 +53,15 @@ SETTINGS = {
         "mnist": ({"train_size": 20_000, "batch_size": 256, "test_size": 2000}, 4),
         # over one epoch of these 20 steps the margin comes too fast: ArcFace stays at chance
         "cifar10": (
-            {"train_size": 10_000, "batch_size": 512, "lr": 0.5, "epochs": 6, "margin_warmup": 3.0, "test_size": 2000},
+            {
+                "network": "NarrowAirNet",
+                "train_size": 10_000,
+                "batch_size": 512,
+                "lr": 0.5,
+                "epochs": 6,
+                "margin_warmup": 3.0,
+                "test_size": 2000,
+            },
             2,
         ),
     },
