@@ -339,17 +339,6 @@ def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budg
     return {c: records[c] for c in done}
 
 
-def recorded(study: str) -> pd.DataFrame:
-    """The rows of a study's plan from its records alone. Raises ValueError if one is missing."""
-    path = folder("results") / f"{study}.jsonl"
-    records = read(path)
-    configs = list(dict.fromkeys(map(shrunk, plan(study))))
-    missing = [c for c in configs if c not in records]
-    if missing:
-        raise ValueError(f"{path.name} lacks {len(missing)} of {len(configs)} runs: `make study` trains them")
-    return frame(records[c] for c in configs)
-
-
 def finished(configs: list[Config], study: str) -> pd.DataFrame:
     """The recorded rows of those seeds of which every run is recorded: a complete, smaller study. In the smoke
     profile they are trained first. Raises ValueError if there are none."""
