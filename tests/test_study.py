@@ -406,7 +406,7 @@ def test_smoke_writes_only_to_its_scratch(project, monkeypatch):
 def test_smoke_plan_is_small(monkeypatch):
     monkeypatch.setenv("PROFILE", "smoke")
     assert {c.head for c in study.plan("mnist")} == set(losses.HEADS)
-    assert len(study.plan("mnist")) == 2 * len(losses.HEADS)
+    assert len(study.plan("mnist")) == len(losses.HEADS)
     shrunk = {(s.epochs, s.train_size) for s in map(study.shrunk, study.plan("cifar10"))}
     assert shrunk == {(1, 512)}
 
