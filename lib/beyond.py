@@ -10,7 +10,8 @@ Every run trains one head as ``study`` does, on training data changed by its que
 
 For one seed the changed data, the initial weights and the order of the images are the same for every
 head, so runs are paired. All runs of a data set take the same number of steps: of a larger set an
-epoch takes the first ``train_size`` images, and a smaller set is repeated to that size.
+epoch takes the first ``train_size`` images, and a smaller set is repeated to that size. The ten losses
+of the controlled study have the constants that its tuning chose, the others their defaults.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from lib import data as datasets
-from lib import losses, metrics, models, statistics, study, train
+from lib import losses, metrics, models, statistics, study, train, tuning
 
 QUESTIONS = {
     "open set": (5,),
@@ -40,7 +41,7 @@ QUESTIONS = {
     "few examples": (1000, 100, 10),
     "distortions": (0,),
 }
-# besides the study's nine, those of lib.family that were made for the question
+# besides the study's ten, those of lib.family that were made for the question
 EXTRA = {
     "open set": ("ElasticFace", "MagFace", "AdaCos"),
     "long tail": ("KappaFace", "LDAM"),
@@ -324,9 +325,18 @@ def shrunk(run: Run) -> Run:
 
 
 def heads(question: str) -> tuple[str, ...]:
-    """The losses that a question compares; in the smoke profile three of the nine."""
-    nine = ("Softmax", "NormFace", "ArcFace") if study.smoke() else tuple(losses.HEADS)
-    return nine + EXTRA.get(question, ())
+    """The losses that a question compares; in the smoke profile three of the ten."""
+    ten = ("Softmax", "NormFace", "ArcFace") if study.smoke() else tuning.LOSSES
+    return ten + EXTRA.get(question, ())
+
+
+def constants(name: str) -> dict[str, tuple]:
+    """The tuned constants of the controlled study's losses; none in the smoke profile and before its trials exist."""
+    try:
+        trials = pd.DataFrame() if study.smoke() else tuning.recorded(name)
+    except tuning.Incomplete:
+        trials = pd.DataFrame()
+    return {run["head"]: run["constants"] for _, run in trials.iterrows() if run["chosen"]}
 
 
 def plan(names=tuple(SETTINGS["cpu"]), questions=tuple(QUESTIONS), full: bool = False) -> list[Run]:
@@ -339,9 +349,9 @@ def plan(names=tuple(SETTINGS["cpu"]), questions=tuple(QUESTIONS), full: bool = 
     runs = []
     for name, question in itertools.product(names, questions):
         changes, seeds = settings[name]
-        seeds = range(2 if study.smoke() else seeds)
+        seeds, tuned = range(2 if study.smoke() else seeds), constants(name)
         for seed, level, head in itertools.product(seeds, QUESTIONS[question], heads(question)):
-            config = dataclasses.asdict(study.recipe(name, head, seed))
+            config = dataclasses.asdict(study.recipe(name, head, seed, constants=tuned.get(head, ())))
             runs.append(shrunk(Run(**config | changes | {"question": question, "level": level})))
     return sorted(runs, key=lambda run: run.seed)
 

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from test_tuning import record as record_trials
 from torch.nn import functional as F
 
-from lib import beyond, losses, models, plots, study
+from lib import beyond, losses, models, plots, study, tuning
 
 
 def run(question="distortions", level=0, head="ArcFace", seed=0, **changes):
@@ -269,10 +270,19 @@ def test_plan_has_every_head_in_every_block():
     for question, levels in beyond.QUESTIONS.items():
         block = [r for r in plan if r.question == question and r.seed == 1]
         assert len(block) == len(levels) * len(beyond.heads(question))
-        assert set(losses.HEADS) <= {r.head for r in block}
+        assert set(tuning.LOSSES) <= {r.head for r in block}
     assert {r.head for r in plan} == set(losses.heads())
     full = beyond.plan(["cifar10"], full=True)
     assert {r.train_size for r in full} == {0} and {r.epochs for r in full} == {study.RECIPES["cifar10"]["epochs"]}
+
+
+def test_tuned_constants_are_used_once_recorded(project):
+    assert {r.constants for r in beyond.plan(["mnist"], ["open set"])} == {()}
+    record_trials(project, "mnist", {("AdaLoss", 4): (0.9, 1.0)})
+    chosen = dict(tuning.tuned("mnist", "AdaLoss")["constants"])
+    assert chosen
+    for r in beyond.plan(["mnist"], ["open set"]):
+        assert dict(r.constants) == (chosen if r.head == "AdaLoss" else {})
 
 
 # ---------------------------------------------------------------- from records to tables
