@@ -75,8 +75,7 @@ class Replica:
 def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
     """An arm of S1 as published, ArcFace or AdaLoss.
 
-    Open in the source, chosen here: the class centres start normal with deviation 0.01. At 0.1 the
-    ArcFace arm does not train on MNIST: all dot products leave the clamp, and no gradient returns.
+    Open in the source, chosen here: the class centres start normal with deviation 0.01 (see ``centres``).
     """
     if loss == "ArcFace":  # S1, defect 6: the arms differ in network, scale and, on CIFAR-10, learning rate
         name, s, lr = ("CIFAR-10", 10.0, 1e-4) if data == "cifar10" else ("MNIST", 30.0, 1e-3)

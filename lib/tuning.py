@@ -170,7 +170,8 @@ def answer(frame: pd.DataFrame, heads=("CurricularFace", "AdaFace", "AdaLoss")) 
             for head, row in table.iterrows()
             if head in heads
         ]
-        sentences.append(f"*{title}*{f' ({unit})' * bool(unit)}: {'; '.join(parts)}.")
+        found = f"{table['detectable'].max():.{decimals}f} would have been found with 80 % probability"
+        sentences.append(f"*{title}* ({unit}{', ' * bool(unit)}a true difference of {found}): {'; '.join(parts)}.")
         wins += [title] * (table.loc["AdaLoss", "verdict"] == better)
     shown = f"beats the fixed margin in {' and '.join(wins)}" if wins else "is not shown to beat the fixed margin"
     return f"{' '.join(sentences)} Over {frame['seed'].nunique()} seeds, AdaLoss {shown}."
