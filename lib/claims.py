@@ -155,20 +155,16 @@ def settled(records: list[dict]) -> bool:
 
 def prediction(values, level: float = 0.95) -> tuple[float, float, float]:
     """Mean of runs, and the interval that holds one more run (Student's t); NaN for a single run."""
-    values = np.asarray(values, dtype=float)
-    n, mean = len(values), values.mean()
-    if n < 2:
-        return mean, math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n)
+    mean, _, high = statistics.interval(values, level)
+    half = (high - mean) * math.sqrt(len(values) + 1)
     return mean, mean - half, mean + half
 
 
 def difference(found: dict, row, a: str, b: str, metric_a: str, metric_b: str) -> Figure:
     """Mean and interval of one run's metric minus another's, seed by seed."""
-    (x, setting, reduced), (y, *_) = (
-        sample(found, row.plans, a, metric_a), sample(found, row.plans, b, metric_b)
-    )  # fmt: skip
+    (x, *of_x), (y, *of_y) = (sample(found, row.plans, a, metric_a), sample(found, row.plans, b, metric_b))
     gap = row.factor * (x - y)
+    setting, reduced = max(of_x, of_y, key=lambda of: of[1])  # one run that still changes is enough
     return Figure(*statistics.interval(gap), len(gap), setting, reduced)
 
 
@@ -181,7 +177,7 @@ def value(found, row):
     values, setting, reduced = sample(found, row.plans, row.a, row.metric)
     figure = Figure(*prediction(row.factor * values), len(values), setting, reduced)
     drift = row.factor * DRIFT * setting.endswith("settled")
-    verdicts = {value_verdict(figure, row.published, row.tolerance + more) for more in (0, drift)}
+    verdicts = {value_verdict(figure, row.published, row.tolerance + more) for more in (-drift, 0, drift)}
     return figure, verdicts.pop() if len(verdicts) == 1 else OPEN
 
 
