@@ -433,8 +433,10 @@ def main() -> None:
         table = claims()
         if unknown := set(numbers) - set(table.index):
             raise ValueError(f"there is no claim {min(unknown)}: choose from 1 to {len(table)}")
-        for name in dict.fromkeys(" ".join(table.loc[numbers, "plans"]).split()):
-            train_missing(name)
+        plans = dict.fromkeys(" ".join(table.loc[numbers, "plans"]).split())
+        for name in plans:
+            if name.replace("waterfall", "s1") not in plans or name.startswith("s1"):  # else it only stands in
+                train_missing(name)
         if not numbers:
             return write(ledger(replicas.recorded()))
         for number, row in ledger(replicas.read(), numbers).iterrows():

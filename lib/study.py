@@ -190,7 +190,7 @@ def environment(device: torch.device) -> dict:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        cpu = train.cpu().get("cpu_name") or platform.machine()
         threads = torch.get_num_threads()
         name = f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{device.type}, {cpu}"
     return {
@@ -322,6 +322,7 @@ def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budg
     for result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
         if result:
             config, record, packed = result
+            record["jobs"] = workers  # that shared the machine: its seconds compare with their like only
             append(path, record)
             trained[config] = record
             if packed:

@@ -25,7 +25,12 @@ def has_bf16(device: torch.device) -> bool:
     """Does the hardware multiply bf16 matrices? Elsewhere emulation is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return device.type == "cpu" and cpu().get("avx512_bf16", False)
+
+
+def cpu() -> dict:
+    """What PyTorch knows of the processor; older versions know nothing."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def autocast(device: torch.device) -> torch.autocast:
