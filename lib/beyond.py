@@ -276,7 +276,7 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
     measured["core_minutes"] = (time.process_time() - start) / 60
     record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history}
     record |= {"seconds": history["seconds"][-1], **study.environment(data.train.labels.device)}
-    return model, study._rounded(record)
+    return model, study._rounded(record) | {"config": record["config"]}
 
 
 @torch.no_grad()
@@ -336,7 +336,7 @@ def constants(name: str) -> dict[str, tuple]:
         trials = pd.DataFrame() if study.smoke() else tuning.recorded(name)
     except tuning.Incomplete:
         trials = pd.DataFrame()
-    return {run["head"]: run["constants"] for _, run in trials.iterrows() if run["chosen"]}
+    return {run["head"]: tuple(map(tuple, run["constants"])) for _, run in trials.iterrows() if run["chosen"]}
 
 
 def plan(names=tuple(SETTINGS["cpu"]), questions=tuple(QUESTIONS), full: bool = False) -> list[Run]:

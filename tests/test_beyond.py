@@ -279,10 +279,10 @@ def test_plan_has_every_head_in_every_block():
 def test_tuned_constants_are_used_once_recorded(project):
     assert {r.constants for r in beyond.plan(["mnist"], ["open set"])} == {()}
     record_trials(project, "mnist", {("AdaLoss", 4): (0.9, 1.0)})
-    chosen = dict(tuning.tuned("mnist", "AdaLoss")["constants"])
+    chosen = beyond.constants("mnist")["AdaLoss"]
     assert chosen
     for r in beyond.plan(["mnist"], ["open set"]):
-        assert dict(r.constants) == (chosen if r.head == "AdaLoss" else {})
+        assert r.constants == (chosen if r.head == "AdaLoss" else ())
 
 
 # ---------------------------------------------------------------- from records to tables
