@@ -170,7 +170,7 @@ def answer(frame: pd.DataFrame, heads=("CurricularFace", "AdaFace", "AdaLoss")) 
             for head, row in table.iterrows()
             if head in heads
         ]
-        found = f"{table['detectable'].max():.{decimals}f} would have been found with 80 % probability"
+        found = f"{table.at['AdaLoss', 'detectable']:.{decimals}f} would have been found with 80 % probability"
         notes = ", ".join([unit] * bool(unit) + [f"a true difference of {found}"] * bool(table["n"].min() > 1))
         sentences.append(f"*{title}*{f' ({notes})' * bool(notes)}: {'; '.join(parts)}.")
         wins += [title] * (table.loc["AdaLoss", "verdict"] == better)
