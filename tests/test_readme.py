@@ -23,6 +23,11 @@ def test_adaptive_minus_fixed(name):
     assert statistics.bracket(row) in README
 
 
+def test_seeds():
+    seeds = [tuning.finished(name)["seed"].nunique() for name in tuning.SEEDS]
+    assert f"controlled study, {seeds[0]} and {seeds[1]} seeds" in README
+
+
 @pytest.mark.parametrize("name", tuning.SEEDS)
 def test_published_gap(name):
     _, by_seed = replicas.complete(f"s1_{name}", replicas.read())
