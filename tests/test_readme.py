@@ -23,6 +23,17 @@ def test_adaptive_minus_fixed(name):
     assert statistics.bracket(row) in README
 
 
+def test_beside_softmax():
+    tables = [
+        tuning.compare(tuning.finished(name), "test_accuracy", "Softmax").drop("Triplet") for name in tuning.SEEDS
+    ]
+    mnist, cifar10 = tables
+    (above,) = mnist.loc[mnist["verdict"] != "no difference shown", "mean"]
+    assert f"on MNIST it is below one of them, by {above:.2f}." in README
+    assert set(cifar10["verdict"]) == {"lower"} and len(cifar10) == 8
+    assert f"by {-cifar10['mean'].max():.2f} to {-cifar10['mean'].min():.2f} points" in README
+
+
 def test_seeds():
     seeds = [tuning.finished(name)["seed"].nunique() for name in tuning.SEEDS]
     assert f"controlled study, {seeds[0]} and {seeds[1]} seeds" in README
