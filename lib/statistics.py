@@ -330,11 +330,12 @@ def power_note(table: pd.DataFrame, unit: str, digits: int = 2) -> str:
     corrected = f"{min(1, k * smallest):.2g} after correction for {k} comparison{'s' * (k > 1)}"
     verdict = "" if _reaches(table) else ": it cannot reach 5 %, and the verdicts rest on the intervals alone"
     found = table.loc[~table.index.isin(APART), "detectable"].max()
-    aside = " and ".join(table.index[table.index.isin(APART)])
+    apart = table.index[table.index.isin(APART)]
+    aside = f" ({' and '.join(apart)} aside, whose noise is {'their' if len(apart) > 1 else 'its'} own)"
     return (
         f"With {n} seeds the exact test cannot give a p below {smallest:.2g}, {corrected}{verdict}. A true difference "
         f"of {found:.{digits}f}{unit and ' '}{unit} would have been found with 80 % probability"
-        f"{aside and f' ({aside} aside, with noise of their own)'}."
+        f"{aside * (len(apart) > 0)}."
     )
 
 

@@ -296,7 +296,7 @@ def test_triplet_neither_widens_the_other_intervals_nor_borrows_their_spread(ten
     assert tuple(every.loc["Triplet", ["low", "high"]]) == pytest.approx((test.low, test.high))
     sd = (wide["Triplet"] - wide["A"]).std()
     assert every.loc["Triplet", "detectable"] == pytest.approx(statistics.detectable(sd, 10, 3, exact=True))
-    assert "(Triplet aside, with noise of their own)" in statistics.power_note(every, "x")
+    assert "(Triplet aside, whose noise is its own)" in statistics.power_note(every, "x")
     values, alone = statistics.by_loss(both, "f1"), statistics.by_loss(ten, "f1")
     np.testing.assert_allclose(statistics.means(values)["A"], statistics.means(alone)["A"])
     np.testing.assert_allclose(statistics.means(values)["Triplet"], statistics.interval(values["Triplet"]))
