@@ -28,10 +28,11 @@ def test_beside_softmax():
         tuning.compare(tuning.finished(name), "test_accuracy", "Softmax").drop("Triplet") for name in tuning.SEEDS
     ]
     mnist, cifar10 = tables
-    (above,) = mnist.loc[mnist["verdict"] != "no difference shown", "mean"]
-    assert f"on MNIST it is below one of them, by {above:.2f}." in README
+    ((head, row),) = mnist[mnist["verdict"] != "no difference shown"].iterrows()
+    assert f"one of them, {head}, by {row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in README
     assert set(cifar10["verdict"]) == {"lower"} and len(cifar10) == 8
     assert f"by {-cifar10['mean'].max():.2f} to {-cifar10['mean'].min():.2f} points" in README
+    assert f"(intervals from {-cifar10['high'].max():.2f} to {-cifar10['low'].min():.2f})" in README
 
 
 def test_seeds():
