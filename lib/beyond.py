@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from lib import data as datasets
-from lib import losses, metrics, models, statistics, study, train, tuning
+from lib import losses, metrics, models, statistics, store, study, train, tuning
 
 QUESTIONS = {
     "open set": (5,),
@@ -155,9 +155,9 @@ def mislabelled(labels: Tensor, C: int, share: float, seed: int) -> Tensor:
 def prepare(run: Run) -> tuple[datasets.Data, datasets.Split]:
     """The data of a run, and the test images of the classes that it does not see (labels from 0; may be
     none). Test and validation labels stay right, and their classes balanced."""
-    data = study.load(run.data, 4096 if study.smoke() else 0, run.crop_padding)
+    data = study.load(run.data, 4096 if store.smoke() else 0, run.crop_padding)
     data = dataclasses.replace(data, val=data.val[:1000])  # enough to watch a training
-    if study.smoke():
+    if store.smoke():
         data = dataclasses.replace(data, val=data.val[:100], test=data.test[:200])
     size = run.train_size or len(data.train)
     C = len(data.classes)
@@ -274,9 +274,7 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
     history = train.fit(model, data, **options, progress=progress, name=run)
     measured = measure(run, model, data, unseen)
     measured["core_minutes"] = (time.process_time() - start) / 60
-    record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history}
-    record |= {"seconds": history["seconds"][-1], **study.environment(data.train.labels.device)}
-    return model, study._rounded(record) | {"config": record["config"]}
+    return model, store.record(run, measured, history, data.train.labels.device, history["seconds"][-1])
 
 
 @torch.no_grad()
@@ -305,8 +303,8 @@ def measure(run: Run, model: models.Classifier, data: datasets.Data, unseen: dat
     return measured
 
 
-def _train_one(run: Run, _progress: bool) -> tuple[dict, bytes]:
-    return execute(run)[1], b""
+def _train_one(run: Run, _progress: bool) -> dict:
+    return execute(run)[1]
 
 
 # ---------------------------------------------------------------- all runs
@@ -314,7 +312,7 @@ def _train_one(run: Run, _progress: bool) -> tuple[dict, bytes]:
 
 def shrunk(run: Run) -> Run:
     """A run of a fraction of a second in the smoke profile, the same run elsewhere."""
-    if not study.smoke():
+    if not store.smoke():
         return run
     small = {"network": "SmallNet", "epochs": 1, "train_size": 128, "test_size": 100}
     return dataclasses.replace(run, **small, batch_size=64, lr=0.1, muon_lr=0.0)
@@ -322,14 +320,14 @@ def shrunk(run: Run) -> Run:
 
 def heads(question: str) -> tuple[str, ...]:
     """The losses that a question compares; in the smoke profile three of the ten."""
-    ten = ("Softmax", "NormFace", "ArcFace") if study.smoke() else tuning.LOSSES
+    ten = ("Softmax", "NormFace", "ArcFace") if store.smoke() else tuning.LOSSES
     return ten + EXTRA.get(question, ())
 
 
 def constants(name: str) -> dict[str, tuple]:
     """The tuned constants of the controlled study's losses; none in the smoke profile and before its trials exist."""
     try:
-        trials = pd.DataFrame() if study.smoke() else tuning.recorded(name)
+        trials = pd.DataFrame() if store.smoke() else tuning.recorded(name)
     except tuning.Incomplete:
         trials = pd.DataFrame()
     return {run["head"]: tuple(map(tuple, run["constants"])) for _, run in trials.iterrows() if run["chosen"]}
@@ -345,7 +343,7 @@ def plan(names=tuple(SETTINGS["cpu"]), questions=tuple(QUESTIONS), full: bool = 
     runs = []
     for name, question in itertools.product(names, questions):
         changes, seeds = settings[name]
-        seeds, tuned = range(2 if study.smoke() else seeds), constants(name)
+        seeds, tuned = range(2 if store.smoke() else seeds), constants(name)
         for seed, level, head in itertools.product(seeds, QUESTIONS[question], heads(question)):
             config = dataclasses.asdict(study.recipe(name, head, seed, constants=tuned.get(head, ())))
             runs.append(shrunk(Run(**config | changes | {"question": question, "level": level})))
@@ -354,14 +352,14 @@ def plan(names=tuple(SETTINGS["cpu"]), questions=tuple(QUESTIONS), full: bool = 
 
 def runs(*args, n_jobs: int = 1, budget: float | None = None, **kwargs) -> dict[Run, dict]:
     """Train what is missing of a ``plan`` of these arguments, as ``study.runs`` does; returns the records by run."""
-    return study.collect(plan(*args, **kwargs), "beyond", Run, _train_one, n_jobs=n_jobs, budget=budget)
+    return store.collect(plan(*args, **kwargs), "beyond", Run, _train_one, n_jobs=n_jobs, budget=budget)
 
 
 def recorded() -> dict[Run, dict]:
     """All records. In the smoke profile and with RETRAIN=1 the plan is trained first."""
-    if study.smoke() or os.environ.get("RETRAIN") == "1":
+    if store.smoke() or os.environ.get("RETRAIN") == "1":
         runs()
-    return study.read(study.folder("results") / "beyond.jsonl", Run)
+    return store.read(store.folder("results") / "beyond.jsonl", Run)
 
 
 def complete(name: str, question: str, records: dict[Run, dict]) -> pd.DataFrame:
@@ -371,7 +369,7 @@ def complete(name: str, question: str, records: dict[Run, dict]) -> pd.DataFrame
     for full in (True, False):
         planned = plan([name], [question], full)
         lacking = {run.seed for run in planned if run not in records}
-        found.append(study.frame(records[run] for run in planned if run.seed not in lacking))
+        found.append(store.frame(records[run] for run in planned if run.seed not in lacking))
     return max(found, key=lambda rows: min(2, rows["seed"].nunique()) if len(rows) else 0)
 
 
@@ -420,7 +418,7 @@ def strengths(rows: pd.DataFrame) -> pd.DataFrame:
 
 def cost(records: dict[Run, dict]) -> pd.DataFrame:
     """Core-minutes by device, data set and question: of a recorded run, and of all runs of one seed."""
-    rows = study.frame(records.values())
+    rows = store.frame(records.values())
     table = rows.groupby(["device", "data", "question"], sort=False)["core_minutes"].agg(runs="size", a_run="mean")
     table["a_seed"] = [
         minutes * len(QUESTIONS[question]) * len(heads(question)) for (*_, question), minutes in table["a_run"].items()

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from test_tuning import record as record_trials
 from torch.nn import functional as F
 
-from lib import beyond, losses, models, plots, study, tuning
+from lib import beyond, losses, models, plots, store, study, tuning
 
 
 def run(question="distortions", level=0, head="ArcFace", seed=0, **changes):
@@ -377,5 +377,5 @@ def test_runs_are_trained_once(small, monkeypatch, capsys):
     assert [r["metrics"] for r in again.values()] == [r["metrics"] for r in first.values()]
     assert "4 runs from beyond.jsonl, 0 trained now" in capsys.readouterr().out
     assert list(beyond.recorded()) == tiny
-    frame = study.frame(first.values())
+    frame = store.frame(first.values())
     assert isinstance(frame, pd.DataFrame) and frame["test_accuracy"].between(0, 1).all()
