@@ -266,12 +266,7 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
     """
     start = time.process_time()
     data, unseen = prepare(run)
-    torch.manual_seed(run.seed)  # the network first, then W: equal for every head
-    network = models.network(run.network, data, run.embedding_dim)
-    head = losses.make(run.head, len(data.classes), run.embedding_dim, **dict(run.constants))
-    model = models.Classifier(network, head)
-    options = {field: getattr(run, field) for field in study.TRAINING}
-    history = train.fit(model, data, **options, progress=progress, name=run)
+    model, history = study.fit(run, data, progress)
     measured = measure(run, model, data, unseen)
     measured["core_minutes"] = (time.process_time() - start) / 60
     return model, store.record(run, measured, history, data.train.labels.device, history["seconds"][-1])
