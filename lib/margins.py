@@ -257,24 +257,26 @@ def maps(data: str, records: dict[Run, dict]) -> pd.DataFrame:
 
 
 def surface(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A map's cells, by (m2, m3, s): n, value in percent, stalled, low and high (the 95 % interval of the
+    """A map's cells, by (m2, m3, s): n, value in percent, stalled, best, low and high (the 95 % interval of the
     difference to the best cell, for all cells at once) and near: that difference is not shown.
 
     A value is the default's mean plus the difference to it, so that a seed of which only some cells are
-    recorded shifts none: its seven classes may be easier. Stalled cells say nothing about the noise.
+    recorded shifts none: its seven classes may be easier. Stalled cells say nothing about the noise, and
+    none of them is the best.
     """
     frame = frame[frame["margin_warmup"] == 1].assign(head=lambda f: f["point"])
-    cells = frame.groupby(["m2", "m3", "s"]).agg(head=("head", "first"), stalled=("stalled", "any"), n=("seed", "size"))
+    cells = frame.groupby(["m2", "m3", "s"]).agg(head=("head", "first"), stalled=("stalled", "all"), n=("seed", "size"))
     default = "{:g} {:g} {:g}".format(*point("ArcFace"))
     level = 100 * frame.loc[frame["head"] == default, metric].mean()
     cells["value"] = level + cells["head"].map(differences(frame, metric, default, factor=100)["mean"]).fillna(0)
-    best = cells.loc[cells["value"].idxmax(), "head"]
-    trained = frame[~frame["head"].isin(cells.loc[cells["stalled"], "head"])]
+    best = cells.loc[cells["value"].where(~cells["stalled"]).idxmax(), "head"]
+    cells["best"] = cells["head"] == best
+    trained = frame[frame["head"].isin(cells.loc[~cells["stalled"], "head"])]
     to_best = pd.DataFrame(columns=["low", "high"], dtype=float)
     if trained["head"].nunique() > 1:
         to_best = differences(trained, metric, best, factor=100)
     cells["low"], cells["high"] = (cells["head"].map(to_best[side]) for side in ("low", "high"))
-    cells["near"] = (cells["head"] == best) | (cells["high"] >= 0)
+    cells["near"] = cells["best"] | (cells["high"] >= 0)
     return cells
 
 

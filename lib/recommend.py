@@ -51,8 +51,8 @@ def describe(data: datasets.Data) -> dict[str, float]:
     """log_classes, log_images (training images per class) and probe_error: the validation error of a logistic
     regression on raw pixels, of at most 2,000 images on each side."""
     train, val = data.train[:2000], data.val[:2000]
-    pixels = [split.images.flatten(1).cpu().numpy() / 255 for split in (train, val)]
-    probe = LogisticRegression(C=0.01, max_iter=1000).fit(pixels[0], train.labels.cpu())
+    pixels = [split.images.flatten(1).float().cpu().numpy() / 255 for split in (train, val)]
+    probe = LogisticRegression(C=0.01, tol=1e-3, max_iter=1000).fit(pixels[0], train.labels.cpu())
     C = len(data.classes)
     error = 1 - probe.score(pixels[1], val.labels.cpu())
     return dict(zip(DESCRIPTORS, (math.log(C), math.log(len(data.train) / C), error), strict=True))
@@ -76,8 +76,11 @@ def observations() -> pd.DataFrame:
                 accuracy = measured.get("val_accuracy", 1 / C)  # without one it diverged
                 rows.append((setting, *p, accuracy, measured.get("val_size", datasets.VAL_SIZE)))
     frame = pd.DataFrame(rows, columns=["setting", *POINT, "accuracy", "size"])
-    sets = [_relative(group) for _, group in frame.groupby("setting", sort=False)]
-    return pd.concat([s for s in sets if s is not None] or [frame.iloc[:0]], ignore_index=True)
+    sets = [cells for _, group in frame.groupby("setting", sort=False) if (cells := _relative(group)) is not None]
+    for number, cells in enumerate(sets):
+        if any(cells["set"].iloc[0] == other["set"].iloc[0] for other in sets[:number]):
+            cells["set"] += f" ({number})"  # the same images, trained in another way
+    return pd.concat(sets or [frame.iloc[:0].assign(set=[], family=[])], ignore_index=True)
 
 
 def _holds_runs(path) -> bool:
