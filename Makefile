@@ -50,12 +50,13 @@ submission: .venv/.installed ## LASTNAME=… FIRSTNAME=… ID=…: the zip to ha
 colab: .venv/.installed ## REPO=owner/name: write the repository's address and the Colab badges
 	@$(PY) -m lib.export colab "$$REPO"
 
-study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time
-	@$(PY) -m lib.study $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
+study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time FULL=1 on a GPU
+	@$(PY) -m lib.study $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)
 
-bench: data/.ready ## measure the heads' time and memory and the images per second
+bench: data/.ready ## measure the heads' time and memory, the images per second, and runs at once
 	@$(PY) -m benchmarks.heads
 	@$(PY) -m benchmarks.throughput
+	@$(PY) -m benchmarks.together
 
 clean: ## remove stamps, the smoke profile's files and caches
 	rm -rf .build .smoke .pytest_cache .ruff_cache .hypothesis lib/__pycache__ tests/__pycache__ benchmarks/__pycache__

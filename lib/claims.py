@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import data, export, losses, metrics, replicas, study
+from lib import data, export, losses, replicas, statistics, study
 
 SOURCE = Path(__file__).resolve().parent.parent / "results" / "claims_source.csv"
 OPEN = "not testable here"
@@ -158,7 +158,7 @@ def difference(found: dict, row, a: str, b: str, metric_a: str, metric_b: str) -
         sample(found, row.plans, a, metric_a), sample(found, row.plans, b, metric_b)
     )  # fmt: skip
     gap = row.factor * (x - y)
-    return Figure(*metrics.interval(gap), len(gap), setting, reduced)
+    return Figure(*statistics.interval(gap), len(gap), setting, reduced)
 
 
 # ---------------------------------------------------------------- kinds of tests: (found, row) -> figure, verdict
@@ -189,7 +189,7 @@ def influence(found, row):
 def presence(found, row):
     """Is a quantity above 0?"""
     values, setting, reduced = sample(found, row.plans, row.a, row.metric)
-    figure = Figure(*metrics.interval(values), len(values), setting, reduced)
+    figure = Figure(*statistics.interval(values), len(values), setting, reduced)
     return figure, property_verdict(figure)
 
 
@@ -203,7 +203,7 @@ def harder(found, row):
             adaloss, setting, reduced = sample(found, plans, "AdaLoss: as published", "test_accuracy")
             gaps[name] = adaloss - sample(found, plans, "ArcFace: as published", metric)[0]
         extra = 100 * (gaps["cifar10"] - gaps["mnist"]).dropna()
-        readings.append(Figure(*metrics.interval(extra), len(extra), f"CIFAR-10: {setting}", reduced))
+        readings.append(Figure(*statistics.interval(extra), len(extra), f"CIFAR-10: {setting}", reduced))
     return readings[0], effect_verdict(*readings)
 
 
@@ -232,7 +232,7 @@ def best(found, row):
     rows = {"alone": m3 == 0, "combined": m3 > 0, "0.50": (m2 == 0.5) & (m3 == 0)}
     rows["(0.40, 0.20)"] = (m2 == 0.4) & (m3 == 0.2)
     gap = table[rows[row.a]].mean() - table[rows[row.b] & ~rows[row.a]].mean()
-    figure = Figure(*metrics.interval(gap), len(gap), setting, reduced)
+    figure = Figure(*statistics.interval(gap), len(gap), setting, reduced)
     return figure, effect_verdict(figure)
 
 
@@ -266,7 +266,7 @@ def exact(found, row):
 def noise(found, row):
     """Does the angle find more partners than the distance, over 20 repeats?"""
     gains = [partners(*NOISE[row.a](np.random.default_rng(seed))) for seed in range(20)]
-    figure = Figure(*metrics.interval(gains), len(gains))
+    figure = Figure(*statistics.interval(gains), len(gains))
     return figure, effect_verdict(figure)
 
 

@@ -3,13 +3,14 @@
 Every head is a module ``Head(num_classes, embedding_dim, **constants)`` that owns the class
 centres ``W`` of shape (C, d). For embeddings ``x`` of shape (B, d) and labels ``y`` of shape (B,)
 
-    head(x)      label-free logits (B, C): for prediction and accuracy
-    head(x, y)   training logits (B, C): the margin is on the target's logit
-    loss         F.cross_entropy(head(x, y), y) + head.regulariser(x)
+    head(x)           label-free logits (B, C): for prediction and accuracy
+    head(x, y)        training logits (B, C): the margin is on the target's logit
+    head.loss(x, y)   F.cross_entropy(head(x, y), y) + head.regulariser(x)
 
 Without a label there is no margin, so an evaluation cannot leak the label into the logits.
-``regulariser`` is 0 for every head but MagFace. The study's nine heads are here, in ``HEADS``; six
-more are in lib.family, and ``heads`` and ``make`` know them all.
+``regulariser`` is 0 for every head but MagFace, and only Triplet has another ``loss``. Nine heads are
+here, in ``HEADS``; six more are in lib.family and one in lib.triplet, and ``heads`` and ``make`` know
+them all. ``make`` also knows the variants of AdaLoss in lib.ablation.
 
 theta_j is the angle between x and W_j, in radians as are all margins. Each paper changes the
 target's logit only, in ``target``. Where a shifted angle passes pi every head here continues
@@ -101,6 +102,10 @@ class Head(nn.Module):
             target = self.target(cos_y, y, norm)  # (B,)
             others = self.negatives(cos_theta, target)  # (B, C)
             return self.s * others.scatter(1, y[:, None], target[:, None])
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Training loss of embeddings x (B, d) with labels y (B,), a mean over them."""
+        return F.cross_entropy(self(x, y), y) + self.regulariser(x)
 
     @staticmethod
     def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,19 +313,25 @@ class AdaLoss(Head):
     Hard classes get more margin and easy ones less, while the mean stays near m, so the rule
     cannot win by shrinking all margins. No gradient flows through m_c. An absolute rule
     (m_c linear in d_c) locks in: at the start every class is hard and gets the largest margin.
+    rate: the share of a batch in the running mean.
     """
 
-    def __init__(self, num_classes, embedding_dim, *, s=16.0, m=0.3, gamma=0.5, m_min=0.05, m_max=0.6):
-        super().__init__(num_classes, embedding_dim, s=s, m=m, gamma=gamma, m_min=m_min, m_max=m_max)
+    def __init__(self, num_classes, embedding_dim, *, s=16.0, m=0.3, gamma=0.5, m_min=0.05, m_max=0.6, rate=0.02):
+        super().__init__(num_classes, embedding_dim, s=s, m=m, gamma=gamma, m_min=m_min, m_max=m_max, rate=rate)
         if m_min > m_max:
-            raise ValueError(f"AdaLoss: m_min must not exceed m_max, got {m_min} > {m_max}")
+            raise ValueError(f"{type(self).__name__}: m_min must not exceed m_max, got {m_min} > {m_max}")
+        if rate > 1:
+            raise ValueError(f"{type(self).__name__}: rate is a share of at most 1, got {rate}")
         self.register_buffer("d", torch.ones(num_classes))
 
     def observe(self, cos_y, norm, y, others):
-        p_y = (self.s * cos_y - others()).sigmoid()  # (B,)
+        self.remember(1 - (self.s * cos_y - others()).sigmoid(), y)
+
+    def remember(self, difficulty: Tensor, y: Tensor) -> None:
+        """Move d towards the mean difficulty (B,), in [0, 1], of each class in a batch with labels y (B,)."""
         count = torch.bincount(y, minlength=len(self.d))
-        difficulty = torch.zeros_like(self.d).index_add_(0, y, (1 - p_y).to(self.d.dtype)) / count.clamp_min(1)
-        self.d.lerp_(difficulty, 0.02 * (count > 0).to(self.d.dtype))  # absent classes keep theirs
+        mean = torch.zeros_like(self.d).index_add_(0, y, difficulty.to(self.d.dtype)) / count.clamp_min(1)
+        self.d.lerp_(mean, self.rate * (count > 0).to(self.d.dtype))  # absent classes keep theirs
 
     @property
     def margins(self) -> Tensor:
@@ -340,17 +351,26 @@ HEADS = {
 
 
 def heads() -> dict[str, type[Head]]:
-    """All heads by name: the study's nine, HEADS, and the six of lib.family."""
-    from lib import family  # it builds on this module
+    """All heads by name: the nine of HEADS, the six of lib.family, and Triplet."""
+    from lib import family, triplet  # they build on this module
 
-    return HEADS | family.HEADS
+    return HEADS | family.HEADS | {"Triplet": triplet.Triplet}
+
+
+def find(name: str) -> type[Head]:
+    """The head, or the variant of lib.ablation, of that name. Raises ValueError for an unknown one."""
+    from lib import ablation
+
+    known = heads() | ablation.HEADS
+    if name not in known:
+        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(heads())}")
+    return known[name]
 
 
 def make(name: str, num_classes: int, embedding_dim: int, **constants: float) -> Head:
     """The head of that name. Raises ValueError for an unknown name or constant."""
-    if name not in heads():
-        raise ValueError(f"unknown loss {name!r}: choose one of {', '.join(heads())}")
+    head = find(name)
     try:
-        return heads()[name](num_classes, embedding_dim, **constants)
+        return head(num_classes, embedding_dim, **constants)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from None

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from lib import data as datasets
 from lib import losses, metrics, models, study, train
-from lib.metrics import differences
+from lib.statistics import differences
 
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
 S = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)

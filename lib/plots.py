@@ -10,17 +10,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lib import losses, metrics, study
+from lib import losses, statistics, study
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
-# one colour and one marker per loss, in every figure (the study's nine, then lib.family); one colour per class
+# one colour and one marker per loss, in every figure (the study's nine, lib.family, triplet); one colour per class
 PALETTE = [*np.array(sns.color_palette("colorblind"))[[7, 5, 2, 9, 0, 4, 6, 1, 3]]]
-PALETTE += [*np.array(sns.color_palette("dark"))[[0, 3, 2, 4, 8, 9]]]
+PALETTE += [*np.array(sns.color_palette("dark"))[[0, 3, 2, 4, 8, 9, 1]]]
 COLOURS = dict(zip(losses.heads(), PALETTE, strict=True))
-MARKERS = dict(zip(losses.heads(), [*"osv^DPX*h<>pd", (4, 1), (6, 1)], strict=True))
+MARKERS = dict(zip(losses.heads(), [*"osv^DPX*h<>pd", (4, 1), (6, 1), (3, 1)], strict=True))
 CLASS_COLOURS = sns.color_palette("tab10", 10)
 CLASS_MARKERS = "osv^DPX*h<"
 
@@ -39,7 +39,7 @@ def curves(
         head: scale * np.array([h[key] for h in group["history"]])  # (seeds, epochs)
         for head, group in frame.groupby("head", sort=False)
     }
-    for head, (mean, low, high) in metrics.means(values).items():
+    for head, (mean, low, high) in statistics.means(values).items():
         if heads and head not in heads:
             continue
         epochs = np.arange(1, len(mean) + 1)
@@ -69,8 +69,8 @@ def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> 
 
 def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
     """One row per loss: every seed as a dot, the mean and its 95 % interval over them."""
-    values = metrics.by_loss(frame, metric)
-    for row, (head, (mean, low, high)) in enumerate(metrics.means(values).items()):
+    values = statistics.by_loss(frame, metric)
+    for row, (head, (mean, low, high)) in enumerate(statistics.means(values).items()):
         _interval(ax, row, head, scale * mean, scale * low, scale * high)
         ax.plot(scale * values[head], np.full(len(values[head]), row + 0.3), ".", color="0.45", markersize=4)
     ax.set_yticks(range(len(values)), values)
@@ -78,17 +78,21 @@ def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) ->
 
 
 def difference(ax: Axes, table: pd.DataFrame) -> None:
-    """Forest plot of ``metrics.differences``: mean and interval of each loss minus the reference."""
+    """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference; of
+    ``statistics.compare``, the bootstrap interval as a broad bar behind them."""
     for row, (head, difference) in enumerate(table.iterrows()):
         _interval(ax, row, head, *difference[["mean", "low", "high"]])
+        if "boot_low" in table:
+            ax.plot(difference[["boot_low", "boot_high"]], [row, row], color="0.8", linewidth=7, zorder=1)
     ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(table)), table.index)
     ax.invert_yaxis()
 
 
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
-    ax.plot([low, high], [row, row], color=COLOURS[head], linewidth=2)
-    ax.plot(mean, row, marker=MARKERS[head], markersize=8, color=COLOURS[head])
+    colour = COLOURS.get(head, "0.2")  # an arm of the ablation has none of its own
+    ax.plot([low, high], [row, row], color=colour, linewidth=2)
+    ax.plot(mean, row, marker=MARKERS.get(head, "o"), markersize=8, color=colour)
     if row == 0 and not np.isfinite(low):
         ax.text(1, 1.02, "one seed: no intervals", transform=ax.transAxes, ha="right", fontsize=8, color="0.4")
 
@@ -156,15 +160,32 @@ def angle_histogram(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     ax.set(xlim=(0, 150), xlabel="angle (degrees)", yticks=[])
 
 
-def margin_courses(ax: Axes, history: dict, classes: list[str]) -> None:
-    """Each class's margin after every epoch, of one run; the classes are named at the right end."""
-    margins = np.array(history["margins"])  # (epochs, C)
+def trials(ax: Axes, frame: pd.DataFrame) -> None:
+    """Validation error (%, log) of all trials of ``tuning.recorded``, a row per loss: the defaults as a cross, the
+    others as dots, the chosen one inside a ring. No error at all is drawn at 0.01 %."""
+    for row, (head, group) in enumerate(frame.groupby("head", sort=False)):
+        error = 100 * (1 - group["val_accuracy"]).clip(lower=1e-4)
+        ax.plot(error[1:], [row] * (len(group) - 1), ".", color=COLOURS[head], markersize=7)
+        ax.plot(error.iloc[0], row, "x", color=COLOURS[head], markersize=8, markeredgewidth=2)
+        ax.plot(error[group["chosen"]], [row], "o", color="0.2", markersize=12, fillstyle="none")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_yticks(range(frame["head"].nunique()), frame["head"].unique())
+    ax.invert_yaxis()
+
+
+def margin_courses(ax: Axes, history: dict, classes: list[str], key: str = "margins") -> None:
+    """Each class's margin (or quality) after every epoch, of one run; the classes are named at the right end."""
+    margins = np.array(history[key])  # (epochs, C)
     epochs = np.arange(1, len(margins) + 1)
     heights = spread(margins[-1], 0.045 * np.ptp(margins) + 1e-9)
     for c, name in enumerate(classes):
         ax.plot(epochs, margins[:, c], color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c])
         ax.annotate(name, (epochs[-1] * 1.02, heights[c]), va="center", fontsize=8, color=CLASS_COLOURS[c])
-    ax.set(xlabel="epoch", ylabel="margin $m_c$ (radians)", xticks=epochs)
+    label = {"margins": "margin $m_c$ (radians)", "quality": "mean quality $k$ of the class"}[key]
+    ax.set(xlabel="epoch", ylabel=label, xticks=epochs)
 
 
 def spread(heights: np.ndarray, gap: float) -> np.ndarray:
@@ -211,7 +232,7 @@ def waterfall(ax: Axes, gaps: pd.DataFrame) -> None:
     their mean with its 95 % interval. gaps: rows (step, seed) with the column gap."""
     start = 0.0
     for row, (_, values) in enumerate(gaps.groupby("step", sort=False)["gap"]):
-        mean, low, high = metrics.interval(values)
+        mean, low, high = statistics.interval(values)
         ax.barh(row, mean - start, left=start, height=0.55, color="0.82" if row else "0.6")
         ax.plot([low, high], [row, row], color="0.1", linewidth=1.6)
         ax.plot(values, np.full(len(values), row + 0.36), ".", color="0.45", markersize=4)

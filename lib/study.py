@@ -46,6 +46,8 @@ MAIN = {
     "mnist": (tuple(losses.HEADS), 3),
     "cifar10": (tuple(losses.HEADS), 2),
 }
+# studies that other modules plan: lib.tuning its trials and the final runs at what they found, and lib.ablation
+LATER = ("controlled_mnist", "controlled_cifar10", "ablation_cifar10")
 # the fields of a Config that train.fit takes
 TRAINING = (
     "epochs", "low_res_epochs", "batch_size", "lr", "muon_lr", "momentum", "weight_decay", "margin_warmup", "seed",
@@ -88,8 +90,7 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in (float, "float"):  # 1 and 1.0 are the same run, so they need the same key
                 object.__setattr__(self, field.name, _float(getattr(self, field.name)))
-        if self.head not in losses.heads():
-            raise ValueError(f"unknown loss {self.head!r}: choose one of {', '.join(losses.heads())}")
+        losses.find(self.head)
 
     @property
     def key(self) -> str:
@@ -104,9 +105,17 @@ def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
     return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["digits"]), **changes})
 
 
-def plan(study: str) -> list[Config]:
-    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study;
-    the plan of any other study is what results/<study>.jsonl records."""
+def plan(study: str, full: bool = False) -> list[Config]:
+    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study; or what
+    lib.tuning and lib.ablation plan, with full for a GPU. The plan of any other study is what
+    results/<study>.jsonl records."""
+    if study in LATER or study.startswith("tuning_"):
+        from lib import ablation, tuning  # they build on this module
+
+        kind, data = study.split("_", 1)
+        if kind == "controlled":
+            return tuning.final(data)
+        return (tuning.trials if kind == "tuning" else ablation.plan)(data, full)
     if study not in MAIN:
         recorded = list(read(folder("results") / f"{study}.jsonl"))
         if not recorded:
@@ -341,6 +350,19 @@ def recorded(study: str) -> pd.DataFrame:
     return frame(records[c] for c in configs)
 
 
+def finished(configs: list[Config], study: str) -> pd.DataFrame:
+    """The recorded rows of those seeds of which every run is recorded: a complete, smaller study. In the smoke
+    profile they are trained first. Raises ValueError if there are none."""
+    configs = list(dict.fromkeys(map(shrunk, configs)))
+    if smoke():
+        return runs(configs, study)
+    records = read(folder("results") / f"{study}.jsonl")
+    seeds = {c.seed for c in configs} - {c.seed for c in configs if c not in records}
+    if not seeds:
+        raise ValueError(f"{study}.jsonl holds no complete seed: `python -m lib.study {study}` trains them")
+    return frame(records[c] for c in configs if c.seed in seeds)
+
+
 def frame(records) -> pd.DataFrame:
     """Records as rows: config fields, metrics, history, seconds, device, commit."""
     columns = ("history", "seconds", "device", "commit", "date")
@@ -416,16 +438,24 @@ def _keep_embeddings(config: Config, packed: bytes) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train what is missing of the main study.")
-    parser.add_argument("studies", nargs="*", default=list(MAIN))
+    parser = argparse.ArgumentParser(description="Train what is missing of the studies.")
+    parser.add_argument("studies", nargs="*", default=[*MAIN, *LATER], help=", ".join([*MAIN, *LATER]))
+    parser.add_argument("--full", action="store_true", help="trials and ablations with the whole recipe, for a GPU")
     parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
     options = parser.parse_args()
     start = time.time()
+    from lib import tuning  # it builds on this module
+
     try:
         for study in options.studies:
-            left = None if options.budget is None else options.budget - (time.time() - start)
-            runs(plan(study), study, n_jobs=options.jobs, budget=left)
+            for part in [study.replace("controlled", "tuning"), study] if study.startswith("controlled") else [study]:
+                left = None if options.budget is None else options.budget - (time.time() - start)
+                train_all = tuning.runs if part.startswith("tuning") else runs
+                try:
+                    train_all(plan(part, options.full), part, n_jobs=options.jobs, budget=left)
+                except tuning.Incomplete as error:  # the budget ended before the trials did
+                    print(f"{part} waits: {error}")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

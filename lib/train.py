@@ -55,8 +55,9 @@ def fit(
     with it. seed: order and augmentation.
     The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
-    best temperature, so comparable between heads), seconds (training only, cumulative) and, for
-    a head that has them, margins (C,). Raises FloatingPointError at a non-finite loss.
+    best temperature, so comparable between heads), seconds (training, and Triplet's ``renew``; cumulative)
+    and, for a head that has them, margins (C,) at the end of the epoch, or AdaFace's quality (C,), the mean k of each
+    class's samples in the epoch. Raises FloatingPointError at a non-finite loss.
     """
     device = data.train.labels.device
     model.to(device, memory_format=torch.channels_last)
@@ -80,13 +81,14 @@ def fit(
         model.train()
         start = time.perf_counter()
         total_loss, correct = torch.zeros(2, device=device)
+        quality, count = torch.zeros(2, len(data.classes), device=device)
         for step, (images, y) in enumerate(data.epoch(batch_size, generator)):
             model.head.w = min(1.0, (epoch + step / steps) / margin_warmup) if margin_warmup else 1.0
             if epoch < low_res_epochs:
                 images = F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
             with autocast(device):
                 x = model.network(images)
-                loss = F.cross_entropy(model.head(x, y), y) + model.head.regulariser(x)
+                loss = model.head.loss(x, y)
             if not loss.isfinite():
                 raise FloatingPointError(
                     f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: "
@@ -104,6 +106,9 @@ def fit(
             with torch.no_grad():
                 total_loss += loss
                 correct += (model.head(x).argmax(1) == y).float().mean()
+                if hasattr(model.head, "quality"):
+                    quality.index_add_(0, y, model.head.quality(x.float().norm(dim=1)))
+                    count += torch.bincount(y, minlength=len(count))
             bar.update()
             if bar.n % 10 == 0:
                 bar.set_postfix(
@@ -112,6 +117,9 @@ def fit(
                     accuracy=f"{correct / (step + 1):.2%}",
                     refresh=False,
                 )
+        if hasattr(model.head, "renew"):
+            known = data.train[:10_000]
+            model.head.renew(embed(model, data, known), known.labels)
         seconds += time.perf_counter() - start
         logits = predict(model, data, data.val)
         val_labels = data.val.labels.cpu()
@@ -124,6 +132,8 @@ def fit(
         }
         if hasattr(model.head, "margins"):
             row["margins"] = model.head.margins.tolist()
+        if hasattr(model.head, "quality"):
+            row["quality"] = (quality / count.clamp_min(1)).tolist()
         for key, value in row.items():
             history.setdefault(key, []).append(value)
         bar.set_postfix(

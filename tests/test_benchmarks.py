@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -6,8 +7,8 @@ import torch
 from torchvision import datasets, transforms
 
 import benchmarks
-from benchmarks import heads, throughput
-from lib import data, study
+from benchmarks import heads, recipes, throughput
+from lib import data, models, study, train
 
 CPU = torch.device("cpu")
 
@@ -132,3 +133,80 @@ def test_throughput_in_miniature(smoke, monkeypatch):
     frame = benchmarks.recorded("throughput")
     assert list(frame["data"]) == ["MNIST"] * 2 + ["CIFAR-10"] * 2 and set(frame["batch"]) == {64}
     assert (frame["images_per_second.median"] > 0).all() and (frame.loc[frame["method"] == "usual", "ratio"] == 1).all()
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.fixture
+def small(smoke, monkeypatch):
+    digits = study.recipe("digits", "ArcFace", epochs=1)
+    monkeypatch.setattr(recipes, "RECIPES", {"digits": digits, "MNIST 99 %": digits})  # the latter to warm up
+    monkeypatch.setattr(recipes, "CHANGES", {"digits": {"fp32": "bf16", "no momentum": {"momentum": 0.0}}})
+    monkeypatch.setitem(study.RECIPES, "mnist", study.RECIPES["digits"])
+    monkeypatch.setattr(study, "recipe", lambda data, *args, recipe=study.recipe, **kw: recipe("digits", *args, **kw))
+    return smoke
+
+
+def test_recipes_in_miniature(small, capsys):
+    recipes.measure(["digits"])
+    frame = recipes.recorded()
+    assert list(frame["change"]) == ["", "fp32"] and set(frame["recipe"]) == {"digits"}
+    lines = (small / ".smoke/results/recipes.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["dtype"] == "fp32" and json.loads(lines[1])["settings"]["data"] == "digits"
+    cost = benchmarks.recorded("cost").iloc[0]
+    assert cost["flop"] > 0 and cost["flop_per_second"] > 1e6
+    assert cost.filter(like="share.").sum() == pytest.approx(1) and cost["share.convolutions"] > 0
+    recipes.measure(["digits"])
+    assert "2 runs from recipes.jsonl, 0 trained now" in capsys.readouterr().out
+
+
+def test_operations_by_hand(small, digits):
+    products = 9 * (1 * 32 * 64 + 32 * 64 * 16 + 64 * 128 * 4) + 9 * 128 * 64  # 8x8, 4x4 and 2x2 pixels, then linear
+    images = len(digits.train[:512])
+    # forward, and backward to weights and to inputs, of which the first layer has no need
+    by_hand = 2 * images * (3 * products - 9 * 1 * 32 * 64)
+    assert recipes.cost("digits")["flop"] == pytest.approx(by_hand, rel=0.05)  # the head and 10 validation images
+
+
+@pytest.mark.parametrize("recipe", recipes.CHANGES)
+def test_a_change_changes_the_recipe(recipe):
+    config = recipes.RECIPES[recipe]
+    for change in recipes.CHANGES[recipe].values():
+        if isinstance(change, str):
+            assert change in recipes.PARTS
+        else:
+            assert len(change) == 1 and dataclasses.replace(config, **change) != config
+
+
+def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
+    monkeypatch.setattr(recipes, "_load", lambda *options: dataclasses.replace(digits, flip=True))
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    split = data.Split(images, torch.arange(8) % 2)
+    colour = data.Data("", split, split, split, ["a", "b"], (0.5,) * 3, (0.5,) * 3)
+
+    def state():
+        whiten = models.network("AirNet", colour, 4).whiten.weight
+        kernel = models.AirNet(3, 4).body[0][0].weight
+        return {
+            "bf16": train.has_bf16(CPU) == torch.cpu.get_capabilities().get("avx512_bf16", False),
+            "channels last": colour.normalise(images).stride(1) == 1,
+            "mirror": study.load is not recipes._unmirrored or recipes._unmirrored().flip,
+            "whitening": not whiten.requires_grad,
+            "identity": (kernel[:3].count_nonzero() == 3).item(),
+        }
+
+    usual = state()
+    assert all(usual.values())
+    for name, part in recipes.PARTS.items():
+        with part():
+            if name == "mirror":
+                assert not study.load().flip
+            elif name != "bf16" or torch.cpu.get_capabilities().get("avx512_bf16", False):
+                assert {key for key, there in state().items() if not there} == {name}
+    assert state() == usual
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match=r"^unknown recipe 'MNIST': choose from MNIST 99 %, "):
+        recipes.plan(["MNIST"], 1)

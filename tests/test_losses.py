@@ -8,15 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lib import losses
+from lib import ablation, losses
 
-HEADS = list(losses.heads())
+HEADS = [*losses.heads(), *ablation.HEADS]
 ANGULAR = [name for name in HEADS if name != "Softmax"]
-WITH_MARGIN = [name for name in ANGULAR if name not in ("NormFace", "AdaCos")]
+RELATIVE = ["AdaLoss", "AngleAdaLoss", "ErrorAdaLoss"]  # their margins start from m_min
+WITHOUT_MARGIN = ["NormFace", "AdaCos", "Triplet"]  # on a logit
+WITH_MARGIN = [name for name in ANGULAR if name not in WITHOUT_MARGIN]
 STATISTICS = {
     "CurricularFace": ["t"], "AdaFace": ["mu", "sigma", "started"], "AdaLoss": ["d"],
     "AdaCos": ["s"], "KappaFace": ["z", "n"], "LDAM": ["n"],
+    "AngleAdaLoss": ["d"], "ErrorAdaLoss": ["d"], "AbsoluteAdaLoss": ["d"], "GlobalAdaLoss": ["d"],
+    "ScheduledMargin": ["step"],
 }  # fmt: skip
+FIXED = {"RandomMargin": ["z"]}  # buffers that never move
 PARAMETERS = {"Softmax": {"b": (7,)}, "SubCenterArcFace": {"V": (2, 7, 3)}}  # besides W, for seven classes
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -250,7 +255,8 @@ LARGE = {
     "SphereFace": {"m1": 3}, "CosFace": {"m": 2}, "ArcFace": {"m": 1.5}, "CombinedMargin": {"m1": 2, "m2": 1, "m3": 1},
     "CurricularFace": {"m": 1}, "AdaFace": {"m": 1}, "AdaLoss": {"m": 0.6}, "ElasticFace": {"m": 1, "plus": True},
     "MagFace": {"l_m": 1, "u_m": 2, "l_a": 1}, "KappaFace": {"m0": 1.5}, "LDAM": {"m": 1},
-    "SubCenterArcFace": {"m": 1},
+    "SubCenterArcFace": {"m": 1}, "AngleAdaLoss": {"m": 0.6}, "ErrorAdaLoss": {"m": 0.6},
+    "AbsoluteAdaLoss": {}, "GlobalAdaLoss": {}, "ScheduledMargin": {"m": 1}, "RandomMargin": {"m": 1},
 }  # fmt: skip
 
 
@@ -285,7 +291,7 @@ def test_statistics_move_in_training_mode_only(name):
     assert all(not torch.equal(v, start[k]) for k, v in head.named_buffers())
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_MARGIN if name != "AdaLoss"])
+@pytest.mark.parametrize("name", [name for name in WITH_MARGIN if name not in RELATIVE])
 def test_warmup_grows_the_margin_from_zero(name):
     head, x, y = batch(name, **LARGE[name])
     targets = []
@@ -314,12 +320,15 @@ def heads(draw, names=tuple(HEADS)):
     name = draw(st.sampled_from(names))
     ranges = {
         "m": 1.5, "m1": 4, "m2": 1.5, "m3": 1, "h": 2, "gamma": 2, "m_min": 0.1, "m_max": 1.5,
-        "sigma": 1, "l_m": 1, "u_m": 1.5, "lambda_g": 40, "m0": 1.5, "T": 2,
+        "sigma": 1, "l_m": 1, "u_m": 1.5, "lambda_g": 40, "m0": 1.5, "T": 2, "m_end": 1.5,
+        "spread": 0.5,
     }  # fmt: skip
     keys = {
         "SphereFace": ["m1"], "CombinedMargin": ["m1", "m2", "m3"], "AdaFace": ["m", "h"], "NormFace": [],
         "AdaLoss": ["m", "gamma", "m_min"], "Softmax": [], "ElasticFace": ["m", "sigma"], "AdaCos": [],
         "MagFace": ["l_m", "u_m", "lambda_g"], "KappaFace": ["m0", "T"],
+        "AngleAdaLoss": ["m", "gamma"], "ErrorAdaLoss": ["m", "gamma"], "AbsoluteAdaLoss": ["m_min"],
+        "GlobalAdaLoss": ["m_min"], "ScheduledMargin": ["m", "m_end"], "RandomMargin": ["m", "spread"],
     }.get(name, ["m"])  # fmt: skip
     constants = {key: ranges[key] * draw(fractions) for key in keys}
     if name not in ("Softmax", "AdaCos"):
@@ -487,14 +496,15 @@ def one_point(head):
 def test_heads_punish_the_collapse(name, s, m):
     constants = {
         "NormFace": {}, "SphereFace": {}, "CombinedMargin": {}, "MagFace": {"l_m": m, "u_m": m},
-        "KappaFace": {"m0": 2 * m, "gamma": 1},
+        "KappaFace": {"m0": 2 * m, "gamma": 1}, "AbsoluteAdaLoss": {"m_max": m}, "GlobalAdaLoss": {"m_max": m},
+        "RandomMargin": {"m": m, "spread": 0},
     }.get(name, {"m": m})  # fmt: skip
     loss = collapsed(plane(name, *[0] * 10, **({"s": s, **constants} if name != "AdaCos" else {})))
-    if name in ("NormFace", "AdaCos"):
+    if name in WITHOUT_MARGIN:
         assert loss == pytest.approx(math.log(10), rel=1e-5)
     else:
         assert loss > math.log(10) + 1
-    if name in ("ArcFace", "AdaLoss", "ElasticFace", "MagFace", "KappaFace", "SubCenterArcFace"):
+    if name in ("ArcFace", "AdaLoss", "ElasticFace", "MagFace", "KappaFace", "SubCenterArcFace", *ablation.HEADS):
         assert loss == pytest.approx(math.log(1 + 9 * math.exp(s * (1 - math.cos(m)))), rel=1e-4)
 
 
@@ -507,7 +517,7 @@ def test_state_dict_round_trip(name):
     head.train()(3 * x, y)
     twin = losses.make(name, 5, 4)
     twin.load_state_dict(head.state_dict())
-    assert set(head.state_dict()) == {"W", *PARAMETERS.get(name, {}), *STATISTICS.get(name, [])}
+    assert set(head.state_dict()) == {"W", *PARAMETERS.get(name, {}), *(STATISTICS | FIXED).get(name, [])}
     for h in (head, twin):  # one more step, so that "started" counts too
         h.train()(x, y)
     assert torch.equal(head.eval()(x, y), twin.eval()(x, y))

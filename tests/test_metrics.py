@@ -1,13 +1,10 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 from sklearn import metrics as reference
+from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from lib import metrics
@@ -73,6 +70,23 @@ def test_angles_of_a_constructed_geometry():
     result = metrics.angles(x, torch.tensor([0, 0, 1, 1, 2, 2]))
     assert result["intra_angle"] == pytest.approx((10 + 20 + 0) / 3, abs=1e-4)
     assert result["inter_angle"] == pytest.approx((60 + 60 + 120) / 3, abs=1e-4)
+    assert result["smallest_angle"] == pytest.approx(60, abs=1e-4)
+    assert result["angle_ratio"] == pytest.approx(10 / 80, abs=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 1000])
+def test_recall_at_1_by_hand(chunk):
+    # the nearest by angle: 0 and 10 find each other, 30 finds 10, 32 finds 30, 90 finds 32; lengths must not matter
+    radians = torch.tensor([0.0, 10, 30, 32, 90]).deg2rad()
+    x = torch.tensor([1.0, 9, 2, 5, 1])[:, None] * torch.stack([radians.cos(), radians.sin()], 1)
+    assert metrics.recall_at_1(x, torch.tensor([0, 0, 0, 1, 1]), chunk) == pytest.approx(3 / 5)
+
+
+def test_recall_at_1_against_sklearn():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(120, 6, generator=g), torch.randint(3, (120,), generator=g)
+    index = NearestNeighbors(n_neighbors=2, metric="cosine").fit(x.numpy()).kneighbors(x.numpy())[1][:, 1]
+    assert metrics.recall_at_1(x, y, chunk=50) == pytest.approx((y[index] == y).float().mean().item())
 
 
 def test_evaluate_against_sklearn(scores):
@@ -89,7 +103,8 @@ def test_evaluate_against_sklearn(scores):
     assert result["temperature"] == t != metrics.temperature(logits, y)
     assert result["test_loss"] == pytest.approx(reference.log_loss(y, (logits.double() / t).softmax(1)))
     assert result["ece"] == metrics.calibration_error(logits / t, y)
-    assert result["intra_angle"] == metrics.angles(x, y)["intra_angle"]
+    assert result.items() >= metrics.angles(x, y).items()
+    assert result["recall_at_1"] == metrics.recall_at_1(x, y)
 
 
 def test_confusion_rows_are_true_classes():
@@ -97,87 +112,3 @@ def test_confusion_rows_are_true_classes():
     y = torch.tensor([0, 0, 1, 2])
     result = metrics.evaluate(logits, y, torch.randn(4, 2), logits, y)
     assert result["confusion"] == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-
-
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=9).filter(lambda v: np.std(v) > 1e-3))
-def test_interval_against_scipy(values):
-    mean, low, high = metrics.interval(values)
-    expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    assert (mean, low, high) == pytest.approx((np.mean(values), *expected), abs=1e-9)
-
-
-def test_interval_of_one_value_has_no_width():
-    mean, low, high = metrics.interval([3])
-    assert mean == 3 and math.isnan(low) and math.isnan(high)
-
-
-def test_interval_level():
-    values = [1.0, 2, 4]
-    expected = stats.t.interval(0.8, 2, np.mean(values), stats.sem(values))
-    assert metrics.interval(values, 0.8)[1:] == pytest.approx(expected)
-
-
-def long(scores):
-    rows = [{"head": h, "seed": s, "f1": v} for h, values in scores.items() for s, v in enumerate(values)]
-    return pd.DataFrame(rows[::-1])  # the order of the rows must not matter
-
-
-def test_differences_of_two_losses_are_a_paired_t_test():
-    table = metrics.differences(long({"A": [1.0, 2, 3], "B": [1.5, 2.6, 3.4]}), "f1", "A", factor=100)
-    test = stats.ttest_rel([1.5, 2.6, 3.4], [1.0, 2, 3])
-    expected = (3, 100 * test.confidence_interval().low, 100 * test.confidence_interval().high)
-    assert tuple(table.loc["B", ["n", "low", "high"]]) == pytest.approx(expected)
-    assert table.loc["B", "mean"] == pytest.approx(50)
-
-
-def test_differences_of_several_losses_are_a_randomised_block_design():
-    scores = np.array([[1.0, 2, 3], [1.5, 2.6, 3.4], [0.2, 2.9, 1.1]])  # (losses, seeds)
-    table = metrics.differences(long(dict(zip("ABC", scores, strict=True))), "f1", "A")
-    residual = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
-    half = stats.t.ppf(1 - 0.05 / 2 / 2, 4) * np.sqrt(2 * (residual**2).sum() / 4 / 3)  # two comparisons, 4 = 2 * 2
-    for row, head in enumerate("BC", 1):
-        mean = scores[row].mean() - scores[0].mean()
-        assert tuple(table.loc[head, ["mean", "low", "high"]]) == pytest.approx((mean, mean - half, mean + half))
-
-
-def test_fewer_comparisons_give_narrower_intervals():
-    frame = long({"A": [1.0, 2, 3], "B": [1.5, 2.6, 3.4], "C": [0.2, 2.9, 1.1]})
-    every, one = metrics.differences(frame, "f1", "A"), metrics.differences(frame, "f1", "A", ["B"])
-    assert list(one.index) == ["B"] and one.loc["B", "high"] < every.loc["B", "high"]
-
-
-def test_a_loss_with_fewer_seeds_is_compared_within_its_seeds():
-    # every seed adds the same to all losses, so the difference must come out exactly
-    frame = long({"A": [1.0, 2, 5], "B": [1.3, 2.3, 5.3], "C": [0.9]})
-    table = metrics.differences(frame, "f1", "A")
-    assert list(table.loc[["B", "C"], "mean"]) == pytest.approx([0.3, -0.1])
-    assert dict(table["verdict"]) == {"B": "higher", "C": "lower"}
-
-
-def test_without_a_second_seed_nothing_is_claimed():
-    table = metrics.differences(long({"A": [1.0], "B": [9.0]}), "f1", "A")
-    assert math.isnan(table.loc["B", "low"]) and table.loc["B", "verdict"] == "one seed: open"
-    assert metrics.summary(long({"A": [1.0]}), {"F1": ("f1", 1, 1)}).loc["A", "F1"] == "1.0"
-
-
-def test_means_pool_the_spread_over_the_groups():
-    groups = {"A": [1.0, 3], "B": [2.0, 2.5, 6], "C": [7.0]}
-    pooled = math.sqrt((np.var([1, 3]) * 2 + np.var([2, 2.5, 6]) * 3) / 3)
-    for name, (mean, low, high) in metrics.means(groups).items():
-        half = stats.t.ppf(0.975, 3) * pooled / math.sqrt(len(groups[name]))
-        assert (mean, low, high) == pytest.approx((np.mean(groups[name]), mean - half, mean + half))
-
-
-def test_means_of_one_group_are_its_interval():
-    values = np.array([[1.0, 5], [2, 7], [4, 4]])  # (seeds, epochs)
-    by_epoch = metrics.means({"A": values})["A"]
-    np.testing.assert_allclose(by_epoch.T, [metrics.interval(column) for column in values.T])
-
-
-def test_summary():
-    frame = pd.DataFrame({"head": ["B", "A", "B"], "f1": [0.5, 0.25, 0.7], "ece": [0.1, 0.2, 0.1]})
-    table = metrics.summary(frame, {"F1 (%)": ("f1", 100, 1), "ECE": ("ece", 1, 3)})
-    assert list(table.index) == ["B", "A"] and list(table["n"]) == [2, 1]
-    half = stats.t.ppf(0.975, 1) * 100 * np.std([0.5, 0.7], ddof=1)
-    assert list(table["F1 (%)"]) == [f"60.0 ± {half / 2**0.5:.1f}", f"25.0 ± {half:.1f}"]
-    assert list(table["ECE"]) == ["0.100 ± 0.000", "0.200 ± 0.000"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from lib import losses, metrics, plots
+from lib import losses, plots, statistics
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_curves_show_mean_and_interval(ax, frame):
         assert to_hex(line.get_color()) == to_hex(plots.COLOURS[line.get_label()])
         np.testing.assert_allclose(line.get_xydata(), [[1, 25], [2, 10], [3, 20]])
     band = ax.collections[0].get_paths()[0].vertices
-    pooled = metrics.means({"ArcFace": [30, 20], "Softmax": [30, 20]})
+    pooled = statistics.means({"ArcFace": [30, 20], "Softmax": [30, 20]})
     assert band[:, 1].max() == pytest.approx(pooled["ArcFace"][2])
 
 
@@ -89,7 +89,7 @@ def test_intervals_show_every_seed(ax, frame):
     plots.intervals(ax, frame, "f1", scale=100)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "Softmax"]
     assert list(ax.lines[2].get_xdata()) == pytest.approx([90, 91])
-    pooled = metrics.means({"ArcFace": [90, 91], "Softmax": [90, 91]})
+    pooled = statistics.means({"ArcFace": [90, 91], "Softmax": [90, 91]})
     assert list(ax.lines[0].get_xdata()) == pytest.approx(list(pooled["ArcFace"][1:]))
 
 
@@ -98,6 +98,32 @@ def test_difference_is_drawn_with_its_interval(ax):
     plots.difference(ax, table)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "AdaLoss"]
     assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [-5.0, 1.0], [-2.0], [0, 0]]
+
+
+def test_difference_with_bootstrap_intervals_and_an_arm_without_colour(ax):
+    columns = {"mean": [1.0], "low": [0.5], "high": [1.5], "boot_low": [0.7], "boot_high": [1.2]}
+    plots.difference(ax, pd.DataFrame(columns, index=["schedule: rising"]))
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [0.7, 1.2], [0, 0]]
+    assert to_hex(ax.lines[0].get_color()) == to_hex("0.2")
+
+
+def test_trials_show_defaults_and_choice(ax):
+    frame = pd.DataFrame({
+        "head": ["ArcFace", "ArcFace", "ArcFace", "Softmax"], "val_accuracy": [0.9, 0.99, 0.98, 1.0],
+        "chosen": [False, True, False, True],
+    })  # fmt: skip
+    plots.trials(ax, frame)
+    drawn = [(line.get_marker(), list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
+    expected = [(".", [1, 2], [0, 0]), ("x", [10], [0]), ("o", [1], [0]), (".", [], []), ("x", [0.01], [1])]
+    for (marker, x, y), (m, x_, y_) in zip(drawn, expected, strict=False):
+        assert marker == m and x == pytest.approx(x_) and y == y_
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "Softmax"]
+
+
+def test_margin_courses_of_the_quality(ax):
+    plots.margin_courses(ax, {"quality": [[0.1, -0.2], [0.3, -0.4]]}, ["cat", "dog"], "quality")
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 0.3], [-0.2, -0.4]]
+    assert "quality" in ax.get_ylabel() and [t.get_text() for t in ax.texts] == ["cat", "dog"]
 
 
 def test_confusion_shows_every_count(ax):
@@ -164,5 +190,5 @@ def test_waterfall_marks_means_and_changes(ax):
     first, second = ax.patches
     assert (first.get_x(), first.get_width()) == (0, 5) and (second.get_x(), second.get_width()) == (5, -5)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
-    _, low, high = metrics.interval([-1, 0, 1])
+    _, low, high = statistics.interval([-1, 0, 1])
     assert [low, high] in [list(line.get_xdata()) for line in ax.lines]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lib import metrics, study
+from lib import statistics, study
 
 README = (study.PROJECT / "README.md").read_text(encoding="utf-8")
 ADAPTIVE = ["CurricularFace", "AdaFace", "AdaLoss"]
@@ -20,8 +20,8 @@ def test_accuracies(name):
 def test_adaptive_minus_fixed(name):
     frame = study.recorded(name)
     heads = [head for head in ADAPTIVE if head in set(frame["head"])]
-    row = metrics.differences(frame, "test_accuracy", "ArcFace", heads, 100).loc["AdaLoss"]
-    assert metrics.bracket(row).replace(" (no interval)", "") in README
+    row = statistics.differences(frame, "test_accuracy", "ArcFace", heads, 100).loc["AdaLoss"]
+    assert statistics.bracket(row).replace(" (no interval)", "") in README
 
 
 def test_leak():

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lib import losses, scale
 
 PROJECT = Path(__file__).parent.parent
-OTHERS = ["Softmax", "KappaFace", "SubCenterArcFace"]  # with a forward pass or parameters of their own
+OTHERS = ["Softmax", "KappaFace", "SubCenterArcFace", "Triplet"]  # with a forward pass, loss or parameters of their own
 ANGULAR = [name for name in losses.heads() if name not in OTHERS]
 DTYPES = [torch.float64, torch.float32]
 
@@ -202,7 +202,7 @@ def test_few_classes_take_the_plain_head(monkeypatch):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_heads_are_refused(name):
-    with pytest.raises(ValueError, match=rf"{name} has a forward pass .* use F.cross_entropy\(head\(x, y\), y\)"):
+    with pytest.raises(ValueError, match=rf"{name} has a forward pass.* use head.loss\(x, y\)"):
         scale.cross_entropy(losses.make(name, 23, 5), *batch())
 
 

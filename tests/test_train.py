@@ -2,6 +2,7 @@ import dataclasses
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,17 +65,31 @@ def test_same_seed_same_result(digits):
     assert not torch.equal(first["head.W"], other["head.W"])
 
 
-@pytest.mark.parametrize("head", ["ArcFace", "AdaLoss"])
+@pytest.mark.parametrize("head", ["ArcFace", "AdaLoss", "AdaFace"])
 def test_history(digits, head):
     history = fit(build(digits, head), digits, epochs=2)
     keys = ["loss", "train_accuracy", "val_accuracy", "val_loss", "seconds"]
-    assert list(history) == keys + (["margins"] if head == "AdaLoss" else [])
+    assert list(history) == keys + {"AdaLoss": ["margins"], "AdaFace": ["quality"]}.get(head, [])
     assert all(len(values) == 2 for values in history.values())
     assert 0 < history["seconds"][0] < history["seconds"][1]
     assert history["loss"][1] < history["loss"][0]
     assert all(0 <= a <= 1 for key in keys[1:3] for a in history[key])
     if head == "AdaLoss":
         assert len(history["margins"][0]) == 10 and history["margins"][0] != history["margins"][1]
+
+
+def test_quality_is_that_of_the_epochs_samples_by_class(digits, monkeypatch):
+    seen, target = [], losses.AdaFace.target
+
+    def watched(head, cos_y, y, norm):
+        seen.append((head.quality(norm.detach()), y))
+        return target(head, cos_y, y, norm)
+
+    monkeypatch.setattr(losses.AdaFace, "target", watched)
+    history = fit(build(digits, "AdaFace", h=0.1), digits, epochs=2)
+    k, y = map(torch.cat, zip(*seen[len(seen) // 2 :], strict=True))
+    assert history["quality"][1] == pytest.approx([k[y == c].mean().item() for c in range(10)], abs=1e-5)
+    assert np.ptp(history["quality"][1]) > 0.01
 
 
 def test_history_is_what_was_measured(digits):

@@ -1,0 +1,181 @@
+"""Accuracy against seconds: short recipes, what each ingredient buys, and where the time goes.
+
+    python -m benchmarks.recipes ["MNIST 99 %" ...] [--seeds 3]
+
+The runs have the machine to themselves, one after the other, and are recorded in results/recipes.jsonl:
+a killed call goes on where it stopped. ``CHANGES`` exchange one ingredient and leave the rest. What a
+training step costs goes to results/benchmarks.jsonl.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import re
+import sys
+import time
+from dataclasses import dataclass
+from unittest import mock
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import keep
+from lib import losses, models, study, train
+
+RECIPES = {
+    "MNIST 99 %": study.recipe("mnist", "ArcFace", epochs=1, train_size=35_000, batch_size=256, margin_warmup=0.5),
+    "CIFAR-10 90 %": study.recipe("cifar10", "ArcFace", epochs=5),
+    "CIFAR-10 94 %": study.recipe("cifar10", "ArcFace", epochs=12),
+    "CIFAR-10 in two epochs": study.recipe("cifar10", "ArcFace", epochs=2),
+}
+# by recipe: a name and the fields of Config that change, or the part of the code that is put out of action
+CHANGES = {
+    "MNIST 99 %": {
+        "margin from the start": {"margin_warmup": 0.0},
+        "no momentum": {"momentum": 0.0},
+        "Muon in place of SGD": {"muon_lr": 0.1},
+        "fp32": "bf16",
+        "channels first": "channels last",
+    },
+    "CIFAR-10 in two epochs": {
+        "SGD in place of Muon": {"muon_lr": 0.0},
+        "margin from the start": {"margin_warmup": 0.0},
+        "shift of 4 pixels": {"crop_padding": 4},
+        "not mirrored": "mirror",
+        "first layer learned": "whitening",
+        "random start of the kernels": "identity",
+        "fp32": "bf16",
+        "channels first": "channels last",
+    },
+}
+_load = study.load
+
+
+def _unmirrored(*options):
+    return dataclasses.replace(_load(*options), flip=False)
+
+
+PARTS = {
+    "bf16": lambda: mock.patch.object(train, "has_bf16", return_value=False),
+    "channels last": lambda: mock.patch.object(torch, "channels_last", torch.contiguous_format),
+    "mirror": lambda: mock.patch.object(study, "load", _unmirrored),
+    "whitening": lambda: mock.patch.object(models.AirNet, "prepare"),
+    "identity": lambda: mock.patch.object(nn.init, "dirac_"),
+}
+KINDS = {  # of operations, by their names
+    "convolutions": "conv",
+    "batch normalisation": "batch_norm",
+    "pooling": "pool",
+    "matrix products": "mm|linear",
+    "optimizer": "optimizer|_foreach|_fused",
+    "copies": "copy|index|cat|clone|pad",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """recipe: a name in RECIPES; change: "" or a name in its CHANGES; machine: seconds differ between machines."""
+
+    machine: str
+    recipe: str
+    change: str = ""
+    seed: int = 0
+
+
+def plan(names, seeds: int) -> list[Run]:
+    """The recipes, then their changes, seeds in the outer loop."""
+    unknown = set(names) - set(RECIPES)
+    if unknown:
+        raise ValueError(f"unknown recipe {sorted(unknown)[0]!r}: choose from {', '.join(RECIPES)}")
+    machine = study.environment(train.best_device())["device"]
+    arms = [(name, change) for name in names for change in ("", *CHANGES.get(name, ()))]
+    return [Run(machine, *arm, seed) for seed in range(seeds) for arm in (arms[:2] if study.smoke() else arms)]
+
+
+def train_one(run: Run, deadline: float, threads: int) -> tuple[Run, dict, bytes]:
+    change = CHANGES[run.recipe][run.change] if run.change else {}
+    config = dataclasses.replace(RECIPES[run.recipe], seed=run.seed, **({} if isinstance(change, str) else change))
+    with PARTS[change]() if isinstance(change, str) else contextlib.nullcontext():
+        record = study.execute(study.shrunk(config), progress=False)[2]
+    return run, record | {"config": dataclasses.asdict(run), "settings": record["config"]}, b""
+
+
+def measure(names=tuple(RECIPES), seeds: int = 3) -> None:
+    """Make the runs that are missing, and measure the cost of a step."""
+    runs = plan(names, 1 if study.smoke() else seeds)
+    warm_up = study.recipe("mnist", "ArcFace", epochs=1, train_size=512)
+    study.execute(study.shrunk(warm_up), progress=False)  # libraries start outside the clock
+    study.collect(runs, "recipes", Run, train_one)
+    keep("cost", [cost(name) for name in names], train.best_device())
+
+
+def recorded() -> pd.DataFrame:
+    """One row per run. Raises ValueError if there is none."""
+    records = study.read(study.folder("results") / "recipes.jsonl", Run)
+    if not records:
+        raise ValueError("recipes.jsonl holds no runs: `python -m benchmarks.recipes` makes them")
+    return study.frame(records.values())
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def cost(name: str) -> dict:
+    """Operations of a recipe, the rate at which this machine multiplies matrices, and the share of a
+    step's time by kind of operation."""
+    config = study.shrunk(RECIPES[name])
+    data = study.load(config.data, config.train_size, config.crop_padding)
+    device = data.train.labels.device
+    part = dataclasses.replace(data, train=data.train[: 4 * config.batch_size], val=data.val[:10])
+    network = models.network(config.network, data, config.embedding_dim)
+    model = models.Classifier(network, losses.make(config.head, len(data.classes), config.embedding_dim))
+    options = {field: getattr(config, field) for field in study.TRAINING} | {"epochs": 1, "progress": False}
+    train.fit(model, part, **options)  # warm-up
+    with FlopCounterMode(display=False) as counter:
+        train.fit(model, part, **options)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as measured:
+        train.fit(model, part, **options)
+    seconds = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for event in measured.key_averages():
+        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        kind = next((kind for kind, names in KINDS.items() if re.search(names, event.key, re.I)), "rest")
+        seconds[kind] += spent
+    return {
+        "recipe": name,
+        "flop": counter.get_total_flops() * config.epochs * len(data.train) / len(part.train),
+        "flop_per_second": product_rate(device),
+        "share": {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()},
+    }
+
+
+def product_rate(device: torch.device, size: int = 2048) -> float:
+    """Operations per second of a product of square matrices in the dtype of training; the best of ten."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if train.has_bf16(device) else torch.float32)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        F.linear(a, a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Accuracy against seconds.")
+    parser.add_argument("names", nargs="*", default=list(RECIPES), help=", ".join(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    try:
+        measure(options.names, options.seeds)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    from benchmarks.recipes import main  # under its own name, as the records' dataclass
+
+    main()

@@ -1,0 +1,58 @@
+"""Many small runs: one after the other with the whole machine, or several at once with a part of it each.
+
+    python -m benchmarks.together
+
+A small network keeps neither many cores nor a GPU busy. The runs are one epoch of MNIST each; the
+ways of sharing the machine take turns.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+
+from benchmarks import keep, spread
+from lib import study, train
+
+RUNS, ROUNDS = 8, 3
+
+
+def run(seed: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    study.execute(study.shrunk(study.recipe("mnist", "ArcFace", seed, epochs=1)), progress=False)
+
+
+def seconds(pool: ProcessPoolExecutor, jobs: int, runs: int) -> float:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    start = time.perf_counter()
+    list(pool.map(run, range(runs), [threads] * runs))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    device = train.best_device()
+    ways = (1, 2) if study.smoke() else (1, 2, 4, 8) if device.type == "cuda" else (1, 2, os.cpu_count() or 4)
+    taken = {jobs: [] for jobs in ways}
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        pools = {jobs: stack.enter_context(ProcessPoolExecutor(jobs, context)) for jobs in ways}
+        for jobs, pool in pools.items():
+            seconds(pool, jobs, jobs)  # the processes start and load the data
+        for _ in range(1 if study.smoke() else ROUNDS):
+            for jobs, pool in pools.items():
+                taken[jobs].append(seconds(pool, jobs, RUNS))
+    rows = [
+        {"at_once": jobs, "runs": RUNS, "seconds": spread(t), "gain": float(np.median(np.divide(taken[1], t)))}
+        for jobs, t in taken.items()
+    ]
+    keep("together", rows, device)
+
+
+if __name__ == "__main__":
+    from benchmarks.together import main  # under its own name, so that other processes can unpickle its functions
+
+    main()

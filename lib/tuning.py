@@ -1,0 +1,169 @@
+"""Tuning with equal budgets, and the final runs of the controlled study at what it found.
+
+Every loss gets the same number of trials: its defaults, then constants and learning rate drawn from
+``SPACE``. Validation accuracy alone chooses, and a trial's record holds no test result. For a CPU the
+trials are shorter than the final runs, as ``REDUCED`` says. ``python -m lib.study controlled_mnist`` trains
+the trials and then the final runs, ``tuning_mnist`` the trials alone; with --full they have the whole recipe.
+"""
+
+import dataclasses
+import math
+
+import pandas as pd
+from scipy.stats import qmc
+
+from lib import losses, study
+
+LOSSES = (*losses.HEADS, "Triplet")
+SEEDS = {"mnist": 10, "cifar10": 5}  # of the final runs
+TRIALS = 8  # per loss
+SEED = 1000  # of the trials: no final run has their weights and order
+REDUCED = {"mnist": {"epochs": 2}, "cifar10": {"train_size": 10_000, "epochs": 6}}
+
+# the ranges of the constants (margins in radians, or in cosine for CosFace, AdaFace and m3), and of the factor on the
+# recipe's learning rates, which every loss has; s and the factor are drawn log-uniformly, the others uniformly
+LR = (0.5, 2.0)
+S = (8.0, 40.0)
+SPACE = {
+    "Softmax": {},
+    "NormFace": {"s": S},
+    "SphereFace": {"s": S, "m1": (1.1, 2.0)},
+    "CosFace": {"s": S, "m": (0.05, 0.5)},
+    "ArcFace": {"s": S, "m": (0.05, 0.6)},
+    "CombinedMargin": {"s": S, "m1": (1.0, 1.3), "m2": (0.0, 0.4), "m3": (0.0, 0.3)},
+    "CurricularFace": {"s": S, "m": (0.05, 0.6)},
+    "AdaFace": {"s": S, "m": (0.05, 0.5), "h": (0.1, 1.0)},
+    "AdaLoss": {"s": S, "m": (0.05, 0.6), "gamma": (0.1, 1.5)},
+    "Triplet": {"m": (0.05, 0.5)},
+}
+
+
+class Incomplete(ValueError):
+    """A trial is not recorded."""
+
+
+def trials(data: str, full: bool = False) -> list[study.Config]:
+    """All trials of a data set, ``TRIALS`` per loss, the first ones of all losses first; full: with the whole recipe.
+
+    The points are Sobol's, the same for all losses: trial i has one factor on the learning rate, and one s.
+    """
+    names, count = (("Softmax", "ArcFace", "AdaFace", "AdaLoss"), 2) if study.smoke() else (LOSSES, TRIALS)
+    setting = {} if full else REDUCED[data]
+    width = 1 + max(map(len, SPACE.values()))
+    points = qmc.Sobol(width, seed=0).random_base2(math.ceil(math.log2(count)))[1:count]
+    runs = [study.recipe(data, head, SEED, **setting) for head in names]
+    for point in points:
+        factor, *rest = point
+        for head in names:
+            ranges = SPACE[head].items()
+            constants = {name: _drawn(name, *limits, u) for (name, limits), u in zip(ranges, rest, strict=False)}
+            default = study.recipe(data, head, SEED, **setting)
+            runs.append(dataclasses.replace(default, constants=constants, **_rates(data, _drawn("lr", *LR, factor))))
+    return [study.shrunk(run) for run in runs]
+
+
+def _drawn(name: str, low: float, high: float, u: float) -> float:
+    value = low * (high / low) ** u if name in ("lr", "s") else low + (high - low) * u
+    return float(f"{value:.3g}")
+
+
+def _rates(data: str, factor: float) -> dict:
+    """The recipe's learning rates, SGD's and Muon's, times a factor."""
+    return {rate: float(f"{factor * getattr(study.recipe(data, 'Softmax'), rate):.6g}") for rate in ("lr", "muon_lr")}
+
+
+def runs(configs: list[study.Config], name: str, *, n_jobs: int = 1, budget: float | None = None) -> None:
+    """Train what is missing of the trials, as ``study.runs`` does, and record them without test results."""
+    study.collect(configs, name, study.Config, _train_one, n_jobs=n_jobs, budget=budget)
+
+
+def _train_one(config: study.Config, deadline: float, threads: int) -> tuple[study.Config, dict, bytes] | None:
+    result = study._train_one(config, deadline, threads, keep=False)
+    if result:  # what is not recorded cannot be looked at
+        result[1]["metrics"] = {"val_accuracy": result[1]["metrics"]["val_accuracy"]}
+    return result
+
+
+def recorded(data: str) -> pd.DataFrame:
+    """All trials as rows of ``study.frame``, of the full recipe if they are recorded, else of the reduced one, with
+    their number (trial), factor on the learning rates, val_loss, and whether they are chosen: the highest
+    validation accuracy of a loss; of equal ones the lower val_loss. In the smoke profile they are trained first.
+    Raises Incomplete if one is missing.
+    """
+    if study.smoke():
+        runs(trials(data), f"tuning_{data}")
+    records = study.read(study.folder("results") / f"tuning_{data}.jsonl")
+    missing = {}
+    for full in (True, False):
+        configs = trials(data, full)
+        missing[full] = [c for c in configs if c not in records]
+        if not missing[full]:
+            break
+    else:
+        raise Incomplete(
+            f"tuning_{data}.jsonl lacks {len(missing[False])} of {len(configs)} trials: "
+            f"`python -m lib.study controlled_{data}` trains them"
+        )
+    frame = study.frame(records[c] for c in configs)
+    frame["trial"] = frame.groupby("head", sort=False).cumcount()
+    frame["factor"] = (frame["lr"] / study.recipe(data, "Softmax").lr).round(3)
+    frame["val_loss"] = [history["val_loss"][-1] for history in frame["history"]]
+    ranked = frame.sort_values(["val_accuracy", "val_loss", "trial"], ascending=[False, True, True])
+    return frame.assign(chosen=frame.index.isin(ranked.groupby("head").head(1).index))
+
+
+def tuned(data: str, head: str) -> dict:
+    """The chosen trial's constants and learning rates, as changes to the recipe. Raises Incomplete without it."""
+    frame = recorded(data)
+    best = frame[(frame["head"] == head) & frame["chosen"]].iloc[0]
+    return {"constants": best["constants"], "lr": best["lr"], "muon_lr": best["muon_lr"]}
+
+
+def final(data: str) -> list[study.Config]:
+    """The final runs: the recipe at each loss's tuned constants, seeds in the outer loop. Raises Incomplete."""
+    frame = recorded(data)
+    chosen = frame[frame["chosen"]].set_index("head").loc[frame["head"].unique()]
+    return [
+        study.recipe(data, head, seed, **run[["constants", "lr", "muon_lr"]])
+        for seed in range(2 if study.smoke() else SEEDS[data])
+        for head, run in chosen.iterrows()
+    ]
+
+
+def finished(data: str) -> pd.DataFrame:
+    """The rows of the final runs, of those seeds that are complete. Raises ValueError if there are none."""
+    return study.finished(final(data), f"controlled_{data}")
+
+
+def written(constants) -> str:
+    """Constants as text, for a table."""
+    return ", ".join(f"{name} = {value:.3g}" for name, value in constants) or "none"
+
+
+def space() -> pd.DataFrame:
+    """``SPACE`` as a table."""
+    rows = {
+        head: ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in SPACE[head].items()) for head in LOSSES
+    }
+    return pd.DataFrame({"constants drawn": rows}).rename_axis("loss").replace("", "none")
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of ``recorded``: by loss the validation accuracies (%) of all trials, and what the chosen one has."""
+    result = (100 * frame.pivot(index="head", columns="trial", values="val_accuracy")).map("{:.2f}".format)
+    result.columns = ["defaults", *map(str, result.columns[1:])]
+    chosen = frame[frame["chosen"]].set_index("head").loc[result.index]
+    result["chosen"] = [str(trial or "defaults") for trial in chosen["trial"]]
+    result["factor on lr"] = chosen["factor"].map("{:g}".format)
+    result["constants"] = chosen["constants"].map(written).where(chosen["trial"] > 0, "defaults")
+    return result.loc[frame["head"].unique()].rename_axis("loss")
+
+
+def settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of ``recorded``: every trial with its setting and its validation accuracy."""
+    columns = {
+        "loss": frame["head"], "trial": frame["trial"], "factor on lr": frame["factor"],
+        "constants": frame["constants"].map(written).where(frame["trial"] > 0, "defaults"),
+        "validation accuracy (%)": (100 * frame["val_accuracy"]).map("{:.2f}".format),
+    }  # fmt: skip
+    return pd.DataFrame(columns).sort_values("loss", key=lambda loss: loss.map(LOSSES.index), kind="stable")

@@ -1,0 +1,110 @@
+"""The triplet arm; what holds for every head is in test_losses and test_train."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from test_losses import at, make
+from test_train import build, fit
+from torch.nn import functional as F
+
+from lib import losses, metrics, train
+
+
+def batch_hard(x, y, m):
+    """The loss by its definition, anchor by anchor."""
+    distance, terms = torch.cdist(F.normalize(x), F.normalize(x)), []
+    for a in range(len(x)):
+        positives = [distance[a, p] for p in range(len(x)) if p != a and y[p] == y[a]]
+        negatives = [distance[a, n] for n in range(len(x)) if y[n] != y[a]]
+        terms.append(max(positives) - min(negatives) + m)
+    terms = torch.stack(terms).clamp_min(0)
+    return terms.sum() / (terms > 0).sum().clamp_min(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("w", [0.0, 0.5, 1.0])
+def test_loss_by_its_definition(seed, w):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(24, 5, generator=g, dtype=torch.float64).requires_grad_()
+    y = torch.randint(4, (24,), generator=g)
+    head = losses.make("Triplet", 4, 5, m=0.3)
+    head.w = w
+    ours, theirs = head.loss(x, y), batch_hard(x, y, w * 0.3)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)), atol=1e-6, rtol=1e-4)
+
+
+def test_loss_by_hand():
+    # anchor 0: its positive at 60 degrees is 1 away, its negative at 90 is 2 sin 45 away
+    x, y = 3 * at(0, 60, 90, 180), torch.tensor([0, 0, 1, 1])
+    chord = {degrees: 2 * math.sin(math.radians(degrees / 2)) for degrees in (30, 60, 90, 120)}
+    terms = [
+        chord[60] - chord[90] + 0.2, chord[60] - chord[30] + 0.2, chord[90] - chord[30] + 0.2,
+        chord[90] - chord[120] + 0.2,
+    ]  # fmt: skip
+    positive = [t for t in terms if t > 0]
+    assert losses.make("Triplet", 2, 2, m=0.2).loss(x, y).item() == pytest.approx(
+        sum(positive) / len(positive), abs=1e-5
+    )
+
+
+def test_loss_does_not_know_the_centres():
+    x, y = at(0, 50, 90, 180).requires_grad_(), torch.tensor([0, 0, 1, 1])
+    head = losses.make("Triplet", 2, 2)
+    head.loss(x, y).backward()
+    assert head.W.grad is None and x.grad.norm() > 0
+
+
+def test_loss_stays_in_fp32_under_autocast():
+    x, y = torch.randn(8, 4).bfloat16().requires_grad_(), torch.arange(2).repeat(4)
+    head = losses.make("Triplet", 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head.loss(x, y)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, head.loss(x.float(), y))
+
+
+@pytest.mark.parametrize("y", [[0, 0, 0], [0, 1, 2]])  # no negative; no positive
+def test_a_batch_without_triplets_has_no_loss(y):
+    x = torch.randn(3, 4, requires_grad=True)
+    loss = losses.make("Triplet", 3, 4).loss(x, torch.tensor(y))
+    loss.backward()
+    assert loss == 0 and (x.grad is None or x.grad.abs().max() == 0)
+
+
+def test_labels_change_no_logit():
+    head = make("Triplet", at(0, 90, 180))
+    x, y = at(20, 100), torch.tensor([1, 0])
+    assert torch.equal(head(x), head(x, y)) and torch.equal(head(x), make("NormFace", head.W.data)(x))
+
+
+def test_renew_takes_mean_directions():
+    head = make("Triplet", at(0, 90, 180))
+    head.renew(torch.cat([9 * at(10), at(50), at(120)]), torch.tensor([0, 0, 1]))
+    torch.testing.assert_close(head.W.data, at(30, 120, 180))  # class 2 keeps its row
+
+
+def test_fit_renews_the_centres_and_counts_the_time(digits, monkeypatch):
+    import time
+
+    calls, clock = [], time.perf_counter
+    renew = type(losses.make("Triplet", 2, 2)).renew
+    monkeypatch.setattr("lib.triplet.Triplet.renew", lambda head, x, y: calls.append(len(x)) or renew(head, x, y))
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock() + 100 * len(calls))
+    model = build(digits, "Triplet")
+    history = fit(model, digits, epochs=2)
+    assert calls == [len(digits.train)] * 2 and history["seconds"][0] > 100 and history["seconds"][1] > 200
+    x, y = train.embed(model, digits, digits.train), digits.train.labels
+    centres = torch.stack([F.normalize(x[y == c]).mean(0) for c in range(10)])
+    torch.testing.assert_close(model.head.W.data, F.normalize(centres), atol=1e-5, rtol=0)
+    assert history["val_accuracy"][-1] == metrics.accuracy(train.predict(model, digits, digits.val), digits.val.labels)
+
+
+def test_only_part_of_a_large_set_is_embedded(digits, monkeypatch):
+    many = dataclasses.replace(digits, train=digits.train[torch.arange(10_500) % len(digits.train)])
+    seen = []
+    monkeypatch.setattr("lib.triplet.Triplet.renew", lambda head, x, y: seen.append(len(x)))
+    fit(build(digits, "Triplet"), many)
+    assert seen == [10_000]

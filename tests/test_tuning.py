@@ -1,0 +1,203 @@
+"""Equal budgets, a choice by validation alone, and final runs at what was chosen."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_study import fake
+
+from lib import losses, study, tuning
+
+DATA = list(tuning.SEEDS)
+
+
+def record(project, data, scores=None, name=None, **changes):
+    """Write a record for every trial; scores: {(head, trial): (val_accuracy, val_loss)}, 0.5 and 1 where absent."""
+    counts = {}
+    for config in tuning.trials(data, **changes):
+        trial = counts[config.head] = counts.get(config.head, -1) + 1
+        accuracy, loss = (scores or {}).get((config.head, trial), (0.5, 1.0))
+        entry = fake(config, metrics={"val_accuracy": accuracy}, history={"val_loss": [9.0, loss]})
+        study.append(study.folder("results") / f"tuning_{data}.jsonl", entry)
+
+
+# ---------------------------------------------------------------- the trials
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("full", [False, True])
+def test_every_loss_has_the_same_budget(data, full):
+    configs = tuning.trials(data, full)
+    assert [c.head for c in configs] == [*losses.HEADS, "Triplet"] * 8  # the first trials of all losses come first
+    assert len(set(configs)) == len(configs) == 80
+    same = {(c.epochs, c.train_size, c.batch_size, c.seed, c.network, c.margin_warmup) for c in configs}
+    assert len(same) == 1 and (full or configs[0].epochs == tuning.REDUCED[data]["epochs"])
+    rates = {head: [c.lr for c in configs if c.head == head] for head in tuning.LOSSES}
+    assert all(r == rates["Softmax"] for r in rates.values()) and len(set(rates["Softmax"])) == 8
+
+
+def test_the_first_trial_is_the_default():
+    setting = {"epochs": 2}
+    assert tuning.trials("mnist")[:10] == [study.recipe("mnist", h, tuning.SEED, **setting) for h in tuning.LOSSES]
+
+
+def test_no_final_run_starts_like_a_trial():
+    assert max(tuning.SEEDS.values()) < tuning.SEED
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_trials_stay_in_the_space(data):
+    recipe = study.recipe(data, "Softmax")
+    drawn = [c for c in tuning.trials(data)[10:]]
+    for c in drawn:
+        assert {name for name, _ in c.constants} == set(tuning.SPACE[c.head])
+        for name, value in c.constants:
+            low, high = tuning.SPACE[c.head][name]
+            assert low <= value <= high
+        factor = c.lr / recipe.lr
+        assert 0.5 <= factor <= 2 and c.muon_lr == pytest.approx(factor * recipe.muon_lr, rel=1e-4)
+        losses.make(c.head, 10, 8, **dict(c.constants))  # the head takes them
+    for head, space in tuning.SPACE.items():  # and fill each range
+        for name, (low, high) in space.items():
+            values = sorted(dict(c.constants)[name] for c in drawn if c.head == head)
+            assert values[0] < low + 0.4 * (high - low) and values[-1] > low + 0.6 * (high - low)
+
+
+def test_the_same_trials_every_time():
+    assert tuning.trials("mnist") == tuning.trials("mnist")
+    assert tuning.trials("mnist")[14].lr == 0.0524
+
+
+def test_a_trial_records_no_test_result(project, monkeypatch):
+    monkeypatch.setitem(tuning.REDUCED, "digits", {"epochs": 1, "train_size": 192, "embedding_dim": 8})
+    monkeypatch.setattr(tuning, "LOSSES", ("Softmax", "Triplet"))
+    monkeypatch.setattr(tuning, "TRIALS", 2)
+    configs = tuning.trials("digits")
+    tuning.runs(configs, "tuning_digits")
+    lines = [json.loads(line) for line in (project / "results/tuning_digits.jsonl").read_text().splitlines()]
+    assert [list(line["metrics"]) for line in lines] == [["val_accuracy"]] * 4
+    assert "test" not in json.dumps([line["history"] for line in lines])
+    frame = tuning.recorded("digits")
+    assert frame["chosen"].sum() == 2 and list(frame["trial"]) == [0, 0, 1, 1]
+    assert frame["val_accuracy"].tolist() == pytest.approx([h["val_accuracy"][-1] for h in frame["history"]])
+    tuning.runs(configs, "tuning_digits")  # nothing is trained twice
+    assert len((project / "results/tuning_digits.jsonl").read_text().splitlines()) == 4
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def test_validation_accuracy_chooses(project):
+    record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0), ("CosFace", 6): (0.6, 0.1)})
+    chosen = {h: tuning.tuned("mnist", h) for h in ("ArcFace", "CosFace", "Softmax")}
+    configs = {h: [c for c in tuning.trials("mnist") if c.head == h] for h in chosen}
+    for head, trial in (("ArcFace", 3), ("CosFace", 5), ("Softmax", 0)):
+        best = configs[head][trial]
+        assert tuple(map(tuple, chosen[head]["constants"])) == best.constants
+        assert (chosen[head]["lr"], chosen[head]["muon_lr"]) == (best.lr, best.muon_lr)
+
+
+def test_equal_accuracies_go_by_validation_loss_then_by_order(project):
+    record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("ArcFace", 5): (0.9, 1.0), ("ArcFace", 7): (0.9, 1.0)})
+    frame = tuning.recorded("mnist")
+    assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [5]
+    assert frame.groupby("head")["chosen"].sum().eq(1).all()
+
+
+def test_the_test_set_does_not_choose(project):
+    record(project, "mnist", {("ArcFace", 3): (0.9, 1.0)})
+    other = [c for c in tuning.trials("mnist") if c.head == "ArcFace"][4]
+    entry = fake(other, metrics={"val_accuracy": 0.8, "test_accuracy": 1.0}, history={"val_loss": [0.0]})
+    study.append(study.folder("results") / "tuning_mnist.jsonl", entry)
+    frame = tuning.recorded("mnist")
+    assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [3]
+
+
+def test_one_missing_trial_is_named(project):
+    record(project, "cifar10")
+    path = study.folder("results") / "tuning_cifar10.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    for call in (lambda: tuning.tuned("cifar10", "Softmax"), lambda: study.plan("controlled_cifar10")):
+        with pytest.raises(tuning.Incomplete, match=r"lacks 1 of 80 trials: `python -m lib.study controlled_cifar10`"):
+            call()
+
+
+def test_the_full_recipe_goes_before_the_reduced(project):
+    record(project, "cifar10", {("ArcFace", 1): (0.9, 1.0)})
+    record(project, "cifar10", {("ArcFace", 2): (0.8, 1.0)}, full=True)
+    frame = tuning.recorded("cifar10")
+    assert set(frame["epochs"]) == {study.RECIPES["cifar10"]["epochs"]} and set(frame["train_size"]) == {0}
+    assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [2]
+
+
+# ---------------------------------------------------------------- the final runs
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_final_runs_have_the_whole_recipe_at_tuned_constants(project, data):
+    record(project, data, {("AdaLoss", 4): (0.9, 1.0)})
+    configs, seeds = study.plan(f"controlled_{data}"), tuning.SEEDS[data]
+    assert [(c.head, c.seed) for c in configs] == [(h, s) for s in range(seeds) for h in tuning.LOSSES]
+    adaloss = [c for c in tuning.trials(data) if c.head == "AdaLoss"][4]
+    for c in configs:
+        recipe, best = study.recipe(data, c.head, c.seed), adaloss if c.head == "AdaLoss" else None
+        changes = {k: getattr(best, k) for k in ("constants", "lr", "muon_lr")} if best else {}
+        assert c == dataclasses.replace(recipe, **changes)
+
+
+def test_only_complete_seeds_count(project):
+    record(project, "cifar10")
+    with pytest.raises(ValueError, match=r"no complete seed: `python -m lib.study controlled_cifar10`"):
+        tuning.finished("cifar10")
+    for config in study.plan("controlled_cifar10")[:27]:  # two seeds and seven runs of a third
+        study.append(study.folder("results") / "controlled_cifar10.jsonl", fake(config))
+    frame = tuning.finished("cifar10")
+    assert list(frame["seed"].unique()) == [0, 1] and list(frame["head"]) == [*tuning.LOSSES] * 2
+
+
+def test_the_command_trains_trials_before_final_runs(project, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(study, "runs", lambda configs, name, **k: calls.append((name, len(configs))))
+    monkeypatch.setattr(tuning, "runs", lambda configs, name, **k: calls.append((name, len(configs))))
+    monkeypatch.setattr(sys, "argv", ["study", "controlled_mnist", "--budget", "5"])
+    study.main()
+    assert calls == [("tuning_mnist", 80)]  # the budget ended before the trials did
+    assert "controlled_mnist waits: tuning_mnist.jsonl lacks 80 of 80 trials" in capsys.readouterr().out
+    record(project, "mnist")
+    study.main()
+    assert calls[1:] == [("tuning_mnist", 80), ("controlled_mnist", 100)]
+
+
+def test_an_unknown_study_is_refused():
+    command = [sys.executable, "-m", "lib.study", "controled_mnist"]
+    result = subprocess.run(command, cwd=study.PROJECT, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: unknown study 'controled_mnist'")
+
+
+def test_smoke_is_small(monkeypatch):
+    monkeypatch.setenv("PROFILE", "smoke")
+    configs = tuning.trials("cifar10")
+    assert len(configs) == len(set(configs)) == 8 and {c.train_size for c in configs} == {512}
+
+
+def test_constants_as_text():
+    assert tuning.written((("m", 0.3), ("s", 16.0))) == "m = 0.3, s = 16" and tuning.written([]) == "none"
+    assert np.isfinite([limit for space in tuning.SPACE.values() for r in space.values() for limit in r]).all()
+
+
+def test_tables_show_every_trial(project):
+    record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0)})
+    frame = tuning.recorded("mnist")
+    table, settings = tuning.table(frame), tuning.settings(frame)
+    assert list(table.index) == list(tuning.space().index) == list(tuning.LOSSES)
+    assert table.loc["ArcFace", ["defaults", "1", "2", "3"]].tolist() == ["50.00", "50.00", "50.00", "90.00"]
+    arcface = [c for c in tuning.trials("mnist") if c.head == "ArcFace"][3]
+    row = table.loc["ArcFace", ["chosen", "factor on lr", "constants"]].tolist()
+    assert row == ["3", f"{arcface.lr / 0.1:g}", tuning.written(arcface.constants)]
+    assert table.loc["Softmax", ["chosen", "constants"]].tolist() == ["defaults", "defaults"]
+    assert len(settings) == 80 and list(settings["trial"][:8]) == list(range(8))
+    assert list(settings["loss"].unique()) == list(tuning.LOSSES)
+    assert tuning.space().loc["AdaLoss"].item() == "s 8 to 40, m 0.05 to 0.6, gamma 0.1 to 1.5"
