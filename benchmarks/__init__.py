@@ -24,19 +24,22 @@ def keep(name: str, rows: list[dict], device: torch.device, **versions: str) -> 
     print(pd.json_normalize(rows).to_markdown(index=False, floatfmt=".3g"), flush=True)
 
 
-def recorded(name: str) -> pd.DataFrame:
-    """The rows of the newest measurement on each device. Raises ValueError if there is none."""
+def recorded(name: str, *each: str) -> pd.DataFrame:
+    """The rows of the newest measurement on each device, and for each value of further columns. Raises
+    ValueError if there is none."""
     path = study.folder("results") / "benchmarks.jsonl"
-    newest = {}
+    frames = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             record = json.loads(line)
             if record["benchmark"] == name:
                 versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
                 origin = {key: record[key] for key in ("device", "commit", "date")}
-                newest[record["device"]] = pd.json_normalize(record["rows"]).assign(**origin, versions=versions)
+                frames.append(pd.json_normalize(record["rows"]).assign(**origin, versions=versions, line=number))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path}, line {number} is not a measurement: move that line to another file") from None
-    if not newest:
+    if not frames:
         raise ValueError(f"{path.name} holds no measurement of {name}: `make bench` takes it")
-    return pd.concat(newest.values(), ignore_index=True)
+    frame = pd.concat(frames, ignore_index=True)
+    newest = frame.groupby(["device", *each])["line"].transform("max")
+    return frame[frame["line"] == newest].drop(columns="line").reset_index(drop=True)

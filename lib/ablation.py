@@ -7,11 +7,10 @@ classes. If a control does as well as AdaLoss, adaptivity is not what helps.
 import pandas as pd
 import torch
 
-from lib import study
+from lib import study, tuning
 from lib.losses import AdaLoss, ArcFace, angle, psi
 
 SEEDS = 3
-REDUCED = {"train_size": 10_000, "epochs": 6}  # for a CPU
 TRAIN_SIZE = 45_000  # of CIFAR-10 without its validation split
 
 
@@ -132,8 +131,8 @@ def arms(steps: int) -> dict[str, tuple[str, dict]]:
 
 
 def plan(data: str = "cifar10", full: bool = False) -> list[study.Config]:
-    """All arms with every seed, seeds in the outer loop; full: with the whole recipe."""
-    setting = {} if full else REDUCED
+    """All arms with every seed, seeds in the outer loop, in the setting of the tuning's trials; full: for a GPU."""
+    setting = tuning.FULL[data] if full else tuning.CPU[data] | tuning.SHORT[data]
     run = study.recipe(data, "ArcFace", **setting)
     steps = run.epochs * ((run.train_size or TRAIN_SIZE) // run.batch_size)
     return [
@@ -144,7 +143,7 @@ def plan(data: str = "cifar10", full: bool = False) -> list[study.Config]:
 
 
 def finished(data: str = "cifar10") -> pd.DataFrame:
-    """The rows of the complete seeds, of the whole recipe if there are any, with the arm's name as head.
+    """The rows of the complete seeds, of those for a GPU if there are any, with the arm's name as head.
     Raises ValueError if there are none."""
     try:
         frame = study.finished(plan(data, full=True), f"ablation_{data}")

@@ -31,7 +31,8 @@ VERDICTS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its interval, from n runs or repeats; their setting, and whether it is less than published."""
+    """A number with its interval, from n runs or repeats; their setting. reduced: the runs are shorter than
+    published, and were still changing."""
 
     value: float = math.nan
     low: float = math.nan
@@ -50,11 +51,12 @@ class Figure:
 
 
 # ---------------------------------------------------------------- from figures to verdicts: all rules
+# Runs that are too short decide nothing about the end of a training, with one exception in value_verdict.
 
 
 def value_verdict(figure: Figure, published: float, tolerance: float) -> str:
     """A published number is reproduced where it lies, up to the rounding of its last digit, in the interval
-    that holds one more run with 95 %. Shorter runs than published can only refute what they exceed."""
+    that holds one more run with 95 %. Too short runs can only refute what they exceed."""
     if math.isnan(figure.low):
         return OPEN
     if published + tolerance < figure.low:
@@ -67,7 +69,7 @@ def value_verdict(figure: Figure, published: float, tolerance: float) -> str:
 def effect_verdict(fair: Figure, own: Figure | None = None) -> str:
     """A claimed difference, positive as claimed. fair: measured without the defect in question; own: as the
     source measured it. 95 % intervals of the mean over seeds."""
-    if math.isnan(fair.low):
+    if math.isnan(fair.low) or fair.reduced:
         return OPEN
     if fair.low > 0:
         return "reproduced"
@@ -78,14 +80,14 @@ def effect_verdict(fair: Figure, own: Figure | None = None) -> str:
 
 def influence_verdict(figure: Figure) -> str:
     """A claimed influence, of either sign."""
-    if math.isnan(figure.low):
+    if math.isnan(figure.low) or figure.reduced:
         return OPEN
     return "reproduced" if figure.low > 0 or figure.high < 0 else "within noise"
 
 
 def property_verdict(figure: Figure) -> str:
     """Something claimed to be there: reproduced if the interval lies above 0."""
-    if math.isnan(figure.low):
+    if math.isnan(figure.low) or figure.reduced:
         return OPEN
     return "reproduced" if figure.low > 0 else "not reproduced"
 
@@ -118,7 +120,7 @@ def measured(record: dict, metric: str) -> float:
 
 
 def sample(found: dict, plans: str, name: str, metric: str) -> tuple[pd.Series, str, bool]:
-    """A metric of the run of that name in a plan, by seed; the setting in words; is it shorter than published?
+    """A metric of the run of that name in a plan, by seed; its setting in words; ``Figure.reduced``.
 
     found: ``replicas.complete`` by plan. plans: in order of preference, separated by blanks. Raises
     replicas.Incomplete if none is found.
@@ -127,12 +129,20 @@ def sample(found: dict, plans: str, name: str, metric: str) -> tuple[pd.Series, 
     if not by_seed:
         raise replicas.Incomplete(f"no runs of {plans} are recorded")
     values = pd.Series({seed: measured(runs[name], metric) for seed, runs in by_seed.items()})
-    full = replicas.PLANS[plans.split()[0]][1][0]
+    records = [runs[name] for runs in by_seed.values()]
+    own, read = records[0]["config"]["epochs"], int(metric.partition(" @")[2] or epochs)
+    if own != epochs or read < epochs:  # of a length that does not depend on the plan's, or read before the end
+        return values, f"{min(own, read)} epoch{'s' * (min(own, read) > 1)}", False
+    return values, *length(epochs, replicas.PLANS[plans.split()[0]][1][0], records)
+
+
+def length(epochs: int, full: int, records: list[dict]) -> tuple[str, bool]:
+    """How long the runs of these records are, in words, and ``Figure.reduced``."""
     if epochs >= full:
-        return values, f"{epochs} epochs", False
-    if settled([runs[name] for runs in by_seed.values()]):
-        return values, f"{epochs} epochs, not {full}: settled", False
-    return values, f"{epochs} epochs, not {full}", True
+        return f"{epochs} epochs", False
+    return (
+        (f"{epochs} epochs, not {full}: settled", False) if settled(records) else (f"{epochs} epochs, not {full}", True)
+    )
 
 
 def settled(records: list[dict]) -> bool:
@@ -212,9 +222,9 @@ def grid(found: dict) -> tuple[pd.DataFrame, str, bool]:
     if "s5_grid" not in found:
         raise replicas.Incomplete("no runs of s5_grid are recorded")
     epochs, by_seed = found["s5_grid"]
-    full = replicas.PLANS["s5_grid"][1][0]
+    records = [record for runs in by_seed.values() for record in runs.values()]
     table = {s: {pair: 100 * r["metrics"]["test_accuracy"] for pair, r in runs.items()} for s, runs in by_seed.items()}
-    return pd.DataFrame(table), f"{epochs} epochs" + f", not {full}" * (epochs < full), epochs < full
+    return pd.DataFrame(table), *length(epochs, replicas.PLANS["s5_grid"][1][0], records)
 
 
 def outlier(found, row):
@@ -248,7 +258,7 @@ def margins(found, row):
     ratio = n * table.mean(axis=1).var() / within
     low, high = ((ratio / stats.f.ppf(q, a - 1, df) - 1) / n for q in (0.975, 0.025))
     figure = Figure((ratio - 1) / n, low, high, a * n, setting, reduced)
-    return figure, "reproduced" if low > 0 else "within noise"
+    return figure, effect_verdict(figure)
 
 
 def untested(found, row):

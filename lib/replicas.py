@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import sys
 import time
@@ -68,6 +69,7 @@ class Replica:
     cosine_margin: bool = False  # defect 2: CosFace's margin under ArcFace's name
     frozen_centres: bool = False  # defect 3: class centres outside the optimizer
     unit_norms: bool = False  # defect 5: norms taken after normalising
+    margin_warmup: float = 0.0  # epochs in which the margin grows from 0 to m; no source has it
 
 
 def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
@@ -89,7 +91,8 @@ def waterfall(data: str, epochs: int, seed: int) -> dict[str, Replica]:
     """S1's arms with one defect after the other taken away, cumulatively: "ArcFace: as published" and so on.
 
     The second step, a label-free evaluation, is another reading of the runs of the first. A change that
-    an arm does not need leaves it as it was.
+    an arm does not need leaves it as it was. The growing margin is no defect of S1's, whose margin is on
+    the cosine: a training that starts with the full margin on the angle can stay at chance (notebook 02).
     """
     arms = {loss: s1(data, loss, epochs, seed) for loss in ("ArcFace", "AdaLoss")}
     changes = {
@@ -97,6 +100,7 @@ def waterfall(data: str, epochs: int, seed: int) -> dict[str, Replica]:
         "centres trained": {"frozen_centres": False},
         "normalised": {"dot_product": False},
         "angular margin": {"cosine_margin": False},
+        "margin grows from 0": {"margin_warmup": 1.0},
         "same network and rate": {"network": arms["ArcFace"].network, "lr": arms["ArcFace"].lr},
         "norms before normalising": {"unit_norms": False},
         "scale 16": {"s": 16.0},
@@ -223,26 +227,27 @@ def network(shape, d: int, widths, pooled=(), stride=1, hidden=0, batch_norm=Fal
     return body, embedding
 
 
-def logits(run: Replica, model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Logits (B, C) of embeddings x (B, d); with labels y (B,) the margin is on the target's."""
+def logits(run: Replica, model: Model, x: Tensor, y: Tensor | None = None, w: float = 1.0) -> Tensor:
+    """Logits (B, C) of embeddings x (B, d); with labels y (B,) w times the margin is on the target's."""
     if run.loss == "Softmax":
         return F.linear(x, model.W, model.b)
     e, W = (x, model.W) if run.dot_product else (F.normalize(x), F.normalize(model.W))
     cos = F.linear(e, W).clamp(-1, 1)  # S1, defect 1: with x and W of any length this is no cosine
     if y is not None and run.loss != "Triplet":
-        cos = cos.scatter(1, y[:, None], target(run, cos.gather(1, y[:, None]), x))
+        cos = cos.scatter(1, y[:, None], target(run, cos.gather(1, y[:, None]), x, w))
     return run.s * cos
 
 
-def target(run: Replica, cos_y: Tensor, x: Tensor) -> Tensor:
-    """The target's cosine (B, 1) with its margin, by the plain formulas, which rise again beyond pi."""
+def target(run: Replica, cos_y: Tensor, x: Tensor, w: float = 1.0) -> Tensor:
+    """The target's cosine (B, 1) with w times its margin, by the plain formulas, which rise again beyond pi."""
+    m = w * run.m
     if run.cosine_margin:
-        return cos_y - run.m  # S1, defect 2: this is CosFace; ArcFace adds its margin to the angle
+        return cos_y - m  # S1, defect 2: this is CosFace; ArcFace adds its margin to the angle
     theta = cos_y.clamp(-1 + 1e-7, 1 - 1e-7).acos()
     if run.loss == "AdaLoss":
         k = quality(run, x)[:, None]
-        return (theta - run.m * k).clamp(1e-3, torch.pi - 1e-3).cos() - (run.m + run.m * k)
-    return (theta + run.m).cos() - run.m3
+        return (theta - m * k).clamp(1e-3, torch.pi - 1e-3).cos() - (m + m * k)
+    return (theta + m).cos() - w * run.m3
 
 
 def quality(run: Replica, x: Tensor, h: float = 0.33) -> Tensor:
@@ -253,14 +258,14 @@ def quality(run: Replica, x: Tensor, h: float = 0.33) -> Tensor:
 
 
 def criterion(run: Replica, model: Model):
-    """The training loss as a function of embeddings x (B, d) and labels y (B,)."""
+    """The training loss as a function of embeddings x (B, d), labels y (B,) and the share w of the margin."""
     if run.loss != "Triplet":
-        return lambda x, y: F.cross_entropy(logits(run, model, x, y), y)
+        return lambda x, y, w: F.cross_entropy(logits(run, model, x, y, w), y)
     from pytorch_metric_learning.losses import TripletMarginLoss  # takes a second, and nothing else needs it
     from pytorch_metric_learning.miners import BatchHardMiner
 
     loss, miner = TripletMarginLoss(margin=run.m), BatchHardMiner()
-    return lambda x, y: loss(x, y, miner(x, y))
+    return lambda x, y, w: loss(x, y, miner(x, y))
 
 
 # ---------------------------------------------------------------- one run
@@ -329,15 +334,16 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
     sgd = functools.partial(torch.optim.SGD, momentum=0.9)
     optimizer = {"Adam": torch.optim.Adam, "SGD": sgd}[run.optimizer](weights, lr=run.lr, fused=True)
     history = {"loss": [], "test_accuracy": [], "leaked_accuracy": [], "seconds": []}
-    seconds, factors = 0.0, []
-    for _ in tqdm(range(run.epochs), disable=not progress, unit="epoch", ncols=100, file=sys.stdout):
+    seconds, factors, warmup = 0.0, [], run.margin_warmup * len(part) / run.batch_size  # in steps
+    for epoch in tqdm(range(run.epochs), disable=not progress, unit="epoch", ncols=100, file=sys.stdout):
         start, total = time.perf_counter(), torch.zeros((), device=device)
         model.train()
-        for index in torch.randperm(len(part), generator=generator).to(device).split(run.batch_size):
+        order = torch.randperm(len(part), generator=generator).to(device)
+        for step, index in enumerate(order.split(run.batch_size), epoch * math.ceil(len(part) / run.batch_size)):
             batch = part[index]
             images = data.augment(batch.images, generator) if run.source == "S3" else batch.images
             x = model(pixels(run, data, images))
-            loss = loss_of(x, batch.labels)
+            loss = loss_of(x, batch.labels, min(1.0, step / warmup) if warmup else 1.0)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -397,19 +403,19 @@ class Incomplete(ValueError):
 
 
 # per plan: the runs of one seed, by name, from (epochs, seed, records); the epochs as published, or chosen where
-# the source leaves them open, and fewer for a CPU; the number of seeds
+# the source leaves them open, then fewer for a CPU, then what shorter runs may be recorded; the number of seeds
 PLANS = {
     "s1_mnist": (lambda e, seed, _: published("mnist", e, seed), (10,), 3),
     "s1_centres": (lambda e, seed, _: centres(e, seed), (1,), 3),
-    "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10, 3), 3),
-    "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10, 3), 3),
+    "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10,), 3),
+    "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10,), 3),
     "s5": (lambda e, seed, _: s5_group(e, seed), (100, 30), 5),
-    "s5_grid": (lambda e, seed, _: s5_grid(e, seed), (20, 6), 5),
-    "waterfall_cifar10": (lambda e, seed, _: waterfall("cifar10", e, seed), (20, 3), 3),
+    "s5_grid": (lambda e, seed, _: s5_grid(e, seed), (20, 10, 6), 5),
+    "waterfall_cifar10": (lambda e, seed, _: waterfall("cifar10", e, seed), (20, 10, 3), 3),
     "s1_cifar10": (lambda e, seed, _: published("cifar10", e, seed), (20,), 3),
     "s3_search": (lambda e, seed, _: search(), (2,), 1),
-    "s3_mnist": (functools.partial(s3_group, "mnist"), (10, 2), 3),
-    "s3_cifar10": (functools.partial(s3_group, "cifar10"), (30, 3), 3),
+    "s3_mnist": (functools.partial(s3_group, "mnist"), (10, 5), 3),
+    "s3_cifar10": (functools.partial(s3_group, "cifar10"), (30, 10), 3),
     "fp32": (lambda e, seed, _: {"fp32": s1("mnist", "ArcFace", e, seed, fp32=True)}, (10,), 3),
 }
 
@@ -432,7 +438,7 @@ def plan(names, full: bool = False) -> list[Replica]:
     for seed in range(max(PLANS[name][2] for name in names)):
         for make, lengths, seeds in (PLANS[name] for name in names):
             if seed < (min(seeds, 2) if study.smoke() else seeds):
-                runs += make(lengths[0 if full else -1], seed, records).values()
+                runs += make(lengths[:2][0 if full else -1], seed, records).values()
     return list(dict.fromkeys(map(shrunk, runs)))
 
 

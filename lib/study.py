@@ -440,7 +440,9 @@ def _keep_embeddings(config: Config, packed: bytes) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train what is missing of the studies.")
     parser.add_argument("studies", nargs="*", default=[*MAIN, *LATER], help=", ".join([*MAIN, *LATER]))
-    parser.add_argument("--full", action="store_true", help="trials and ablations with the whole recipe, for a GPU")
+    parser.add_argument(
+        "--full", action="store_true", help="the controlled study and the ablation as a GPU affords them"
+    )
     parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
     options = parser.parse_args()

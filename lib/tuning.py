@@ -1,9 +1,9 @@
 """Tuning with equal budgets, and the final runs of the controlled study at what it found.
 
 Every loss gets the same number of trials: its defaults, then constants and learning rate drawn from
-``SPACE``. Validation accuracy alone chooses, and a trial's record holds no test result. For a CPU the
-trials are shorter than the final runs, as ``REDUCED`` says. ``python -m lib.study controlled_mnist`` trains
-the trials and then the final runs, ``tuning_mnist`` the trials alone; with --full they have the whole recipe.
+``SPACE``. Validation accuracy alone chooses, and a trial's record holds no test result. ``python -m lib.study
+controlled_mnist`` trains the trials and then the final runs, ``tuning_mnist`` the trials alone; with --full in
+the setting for a GPU.
 """
 
 import dataclasses
@@ -18,7 +18,10 @@ LOSSES = (*losses.HEADS, "Triplet")
 SEEDS = {"mnist": 10, "cifar10": 5}  # of the final runs
 TRIALS = 8  # per loss
 SEED = 1000  # of the trials: no final run has their weights and order
-REDUCED = {"mnist": {"epochs": 2}, "cifar10": {"train_size": 10_000, "epochs": 6}}
+# changes to the recipe: on a GPU; on a CPU, with a smaller network; and of trials on a CPU, which are shorter
+FULL = {"mnist": {}, "cifar10": {"epochs": 12}}
+CPU = {"mnist": {}, "cifar10": {"network": "NarrowAirNet"}}
+SHORT = {"mnist": {"epochs": 2}, "cifar10": {"train_size": 10_000, "epochs": 6}}
 
 # the ranges of the constants (margins in radians, or in cosine for CosFace, AdaFace and m3), and of the factor on the
 # recipe's learning rates, which every loss has; s and the factor are drawn log-uniformly, the others uniformly
@@ -43,12 +46,12 @@ class Incomplete(ValueError):
 
 
 def trials(data: str, full: bool = False) -> list[study.Config]:
-    """All trials of a data set, ``TRIALS`` per loss, the first ones of all losses first; full: with the whole recipe.
+    """All trials of a data set, ``TRIALS`` per loss, the first ones of all losses first; full: for a GPU.
 
     The points are Sobol's, the same for all losses: trial i has one factor on the learning rate, and one s.
     """
     names, count = (("Softmax", "ArcFace", "AdaFace", "AdaLoss"), 2) if study.smoke() else (LOSSES, TRIALS)
-    setting = {} if full else REDUCED[data]
+    setting = FULL[data] if full else CPU[data] | SHORT[data]
     width = 1 + max(map(len, SPACE.values()))
     points = qmc.Sobol(width, seed=0).random_base2(math.ceil(math.log2(count)))[1:count]
     runs = [study.recipe(data, head, SEED, **setting) for head in names]
@@ -85,31 +88,34 @@ def _train_one(config: study.Config, deadline: float, threads: int) -> tuple[stu
 
 
 def recorded(data: str) -> pd.DataFrame:
-    """All trials as rows of ``study.frame``, of the full recipe if they are recorded, else of the reduced one, with
+    """All trials as rows of ``study.frame``, those for a GPU if they are recorded, else those for a CPU, with
     their number (trial), factor on the learning rates, val_loss, and whether they are chosen: the highest
     validation accuracy of a loss; of equal ones the lower val_loss. In the smoke profile they are trained first.
     Raises Incomplete if one is missing.
     """
     if study.smoke():
         runs(trials(data), f"tuning_{data}")
-    records = study.read(study.folder("results") / f"tuning_{data}.jsonl")
-    missing = {}
-    for full in (True, False):
-        configs = trials(data, full)
-        missing[full] = [c for c in configs if c not in records]
-        if not missing[full]:
-            break
-    else:
-        raise Incomplete(
-            f"tuning_{data}.jsonl lacks {len(missing[False])} of {len(configs)} trials: "
-            f"`python -m lib.study controlled_{data}` trains them"
-        )
+    _, configs, records = _complete(data)
     frame = study.frame(records[c] for c in configs)
     frame["trial"] = frame.groupby("head", sort=False).cumcount()
     frame["factor"] = (frame["lr"] / study.recipe(data, "Softmax").lr).round(3)
     frame["val_loss"] = [history["val_loss"][-1] for history in frame["history"]]
     ranked = frame.sort_values(["val_accuracy", "val_loss", "trial"], ascending=[False, True, True])
     return frame.assign(chosen=frame.index.isin(ranked.groupby("head").head(1).index))
+
+
+def _complete(data: str) -> tuple[bool, list[study.Config], dict]:
+    """Are the trials for a GPU recorded? The recorded trials, and the records."""
+    records = study.read(study.folder("results") / f"tuning_{data}.jsonl")
+    for full in (True, False):
+        configs = trials(data, full)
+        missing = sum(config not in records for config in configs)
+        if not missing:
+            return full, configs, records
+    raise Incomplete(
+        f"tuning_{data}.jsonl lacks {missing} of {len(configs)} trials: "
+        f"`python -m lib.study controlled_{data}` trains them"
+    )
 
 
 def tuned(data: str, head: str) -> dict:
@@ -120,11 +126,13 @@ def tuned(data: str, head: str) -> dict:
 
 
 def final(data: str) -> list[study.Config]:
-    """The final runs: the recipe at each loss's tuned constants, seeds in the outer loop. Raises Incomplete."""
+    """The final runs at each loss's tuned constants, in the setting of the trials, seeds in the outer loop. Raises
+    Incomplete."""
     frame = recorded(data)
+    setting = FULL[data] if _complete(data)[0] else CPU[data]
     chosen = frame[frame["chosen"]].set_index("head").loc[frame["head"].unique()]
     return [
-        study.recipe(data, head, seed, **run[["constants", "lr", "muon_lr"]])
+        study.recipe(data, head, seed, **setting, **run[["constants", "lr", "muon_lr"]])
         for seed in range(2 if study.smoke() else SEEDS[data])
         for head, run in chosen.iterrows()
     ]

@@ -126,17 +126,17 @@ def test_variants_learn_digits_and_show_their_margins(digits, name):
 def test_plan_is_paired_and_seeds_come_last():
     for full in (False, True):
         configs = study.plan("ablation_cifar10", full)
-        arms = list(ablation.arms(172 if full else 54).values())
+        arms = list(ablation.arms(516 if full else 54).values())
         assert [(c.head, dict(c.constants)) for c in configs] == arms * 3 and len(set(configs)) == len(configs)
         assert [c.seed for c in configs] == [s for s in range(3) for _ in arms]
         assert len({dataclasses.replace(c, head="ArcFace", constants=(), seed=0) for c in configs}) == 1
-    assert configs[0] == study.recipe("cifar10", "ArcFace")
+    assert configs[0] == study.recipe("cifar10", "ArcFace", epochs=12)
 
 
 def test_steps_are_those_of_the_training():
     data = study.load("digits")
     assert len(list(data.epoch(64, torch.Generator()))) == len(data.train) // 64  # as the plan counts them
-    assert ablation.TRAIN_SIZE == 50_000 - 5_000 and 4 * (45_000 // 1024) == 172 and 6 * (10_000 // 1024) == 54
+    assert ablation.TRAIN_SIZE == 50_000 - 5_000 and 12 * (45_000 // 1024) == 516 and 6 * (10_000 // 1024) == 54
 
 
 def test_margins_of_the_controls_are_those_of_the_recorded_adaloss():
@@ -147,11 +147,11 @@ def test_margins_of_the_controls_are_those_of_the_recorded_adaloss():
     assert np.abs(margins.mean(-1) - 0.3).max() < 0.01  # their mean hardly moves
 
 
-def test_finished_names_the_arms_and_prefers_the_whole_recipe(project):
+def test_finished_names_the_arms_and_prefers_those_for_a_gpu(project):
     with pytest.raises(ValueError, match=r"ablation_cifar10.jsonl holds no complete seed: `python -m lib.study"):
         ablation.finished()
     names = list(ablation.arms(1))
-    for full, epochs in ((False, 6), (True, 4)):
+    for full, epochs in ((False, 6), (True, 12)):
         for config in ablation.plan(full=full)[: len(names) + 3]:  # a seed, and a part of the next
             study.append(study.folder("results") / "ablation_cifar10.jsonl", fake(config))
         frame = ablation.finished()

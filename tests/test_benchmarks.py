@@ -34,7 +34,8 @@ def test_newest_measurement_of_each_device(project, monkeypatch, capsys):
         benchmarks.keep("heads", [{"classes": 10, "seconds": benchmarks.spread([seconds])}], CPU, other="1")
     benchmarks.keep("throughput", [{"ratio": 5.0}], CPU)
     frame = benchmarks.recorded("heads")
-    assert list(zip(frame["device"], frame["seconds.median"], strict=True)) == [("a", 3), ("b", 2)]
+    assert list(zip(frame["device"], frame["seconds.median"], strict=True)) == [("b", 2), ("a", 3)]
+    assert list(benchmarks.recorded("heads", "seconds.median")["seconds.median"]) == [1, 2, 3]
     assert set(frame["versions"]) == {"torch 9, other 1"}
     assert capsys.readouterr().out.count("| ") and (project / "results/benchmarks.jsonl").read_text().count("\n") == 4
 

@@ -62,6 +62,26 @@ def test_the_margin_is_on_the_cosine():
     torch.testing.assert_close(replicas.target(mended, cos, None), (cos.acos() + 0.5).cos(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("run", [ARCFACE, without(ARCFACE, cosine_margin=False), replicas.s5("ArcFace", 1, 0, m3=0.2)])
+def test_half_the_margin_lies_between(run):
+    cos = torch.linspace(-0.5, 0.9, 20)[:, None]
+    none, half, whole = (replicas.target(run, cos, None, w) for w in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(none, cos)
+    halved = dataclasses.replace(run, m=run.m / 2, m3=run.m3 / 2)
+    torch.testing.assert_close(half, replicas.target(halved, cos, None))
+    assert (none > half).all() and (half > whole).all()
+
+
+def test_the_margin_grows_in_the_first_epochs(project, monkeypatch):
+    seen, logits = [], replicas.logits
+    monkeypatch.setattr(replicas, "logits", lambda *args: seen.append(args[4:]) or logits(*args))
+    replicas.execute(tiny(without(ARCFACE, margin_warmup=1.5), epochs=2))
+    shares = [w[0] for w in seen if w]
+    steps = len(shares) // 2
+    assert shares[0] == 0 and shares == sorted(shares) and shares[-1] == 1
+    assert shares[steps] == pytest.approx(1 / 1.5)
+
+
 @pytest.mark.parametrize("run", [ARCFACE, ADALOSS], ids=["ArcFace", "AdaLoss"])
 def test_centres_stay_where_they_start(project, run):
     torch.manual_seed(0)
@@ -151,9 +171,9 @@ def test_each_step_takes_one_defect_away(name):
     arms = {loss: [runs[f"{loss}: {step}"] for step in steps] for loss in ("ArcFace", "AdaLoss")}
     differences = {loss: [changed(a, b) for a, b in itertools.pairwise(r)] for loss, r in arms.items()}
     rate = {"lr"} if name == "cifar10" else set()
-    centres, scale = {"frozen_centres"}, {"s"}
-    assert differences["ArcFace"] == [centres, {"dot_product"}, {"cosine_margin"}, set(), set(), scale]
-    assert differences["AdaLoss"] == [centres, set(), set(), {"network"} | rate, {"unit_norms"}, scale]
+    centres, warmup, scale = {"frozen_centres"}, {"margin_warmup"}, {"s"}
+    assert differences["ArcFace"] == [centres, {"dot_product"}, {"cosine_margin"}, warmup, set(), set(), scale]
+    assert differences["AdaLoss"] == [centres, set(), set(), warmup, {"network"} | rate, {"unit_norms"}, scale]
     assert changed(*(arm[-1] for arm in arms.values())) == {"loss", "m"}
     assert not any(getattr(arm[-1], flaw) for arm in arms.values() for flaw in ("dot_product", "unit_norms"))
 
@@ -381,13 +401,26 @@ def test_artefact_of_the_evaluation():
     assert row["command"] == f"python -m lib.claims {row.name}" and row["setting"] == "10 epochs"
 
 
+def changing(record):
+    """The record of a run whose accuracy still rises."""
+    curve = record["history"]["test_accuracy"]
+    curve[:] = [value - 0.01 * (len(curve) - 1 - i) for i, value in enumerate(curve)]
+    return record
+
+
 def test_shorter_runs_stand_in_and_say_so():
-    lower = s1_records("cifar10", 3, ArcFace=([0.6, 0.61, 0.6], [0.5] * 3), AdaLoss=([0.5, 0.5, 0.51], [0.4] * 3))
-    every = {run: fake(run) for seed in range(3) for run in replicas.waterfall("cifar10", 3, seed).values()}
-    table = claims.ledger(every | lower, numbers("CIFAR-10: AdaLoss is more accurate", "CIFAR-10: AdaLoss reaches 68"))
-    gap, accuracy = row_of(table, "more accurate"), row_of(table, "reaches 68")
-    assert gap["setting"] == "3 epochs, not 20" and gap["verdict"] == "reversed"
+    lower = s1_records("cifar10", 10, ArcFace=([0.6, 0.61, 0.6], [0.5] * 3), AdaLoss=([0.5, 0.5, 0.51], [0.4] * 3))
+    every = {run: fake(run) for seed in range(3) for run in replicas.waterfall("cifar10", 10, seed).values()}
+    asked = numbers("CIFAR-10: AdaLoss is more accurate", "CIFAR-10: AdaLoss conv", "CIFAR-10: AdaLoss reaches 68")
+    table = claims.ledger(every | lower, asked)
+    gap, first, accuracy = (row_of(table, part) for part in ("more accurate", "converges", "reaches 68"))
+    assert gap["setting"] == "10 epochs, not 20: settled" and gap["verdict"] == "reversed"
+    assert first["setting"] == "1 epoch" and first["verdict"] == "reversed"
     assert accuracy["setting"] == "no runs recorded" and accuracy["verdict"] == claims.OPEN
+    table = claims.ledger({run: changing(record) for run, record in (every | lower).items()}, asked)
+    gap, first = (row_of(table, part) for part in ("more accurate", "converges"))
+    assert gap["setting"] == "10 epochs, not 20" and gap["figure"] and gap["verdict"] == claims.OPEN
+    assert first["verdict"] == "reversed"
 
 
 def test_settled_curves_count_in_full():
@@ -478,7 +511,7 @@ def test_gaps_change_only_the_reading_first():
     }
     table = replicas.gaps(by_seed)
     assert list(table.index.unique("step"))[:3] == ["as published", "label-free evaluation", "centres trained"]
-    assert len(table) == 2 * 8
+    assert len(table) == 2 * 9
     assert table.loc[("as published", 2)].tolist() == pytest.approx([80, 91, 11])
     assert table.loc[("label-free evaluation", 2)].tolist() == pytest.approx([90, 91, 1])
 

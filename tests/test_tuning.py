@@ -34,7 +34,7 @@ def test_every_loss_has_the_same_budget(data, full):
     assert [c.head for c in configs] == [*losses.HEADS, "Triplet"] * 8  # the first trials of all losses come first
     assert len(set(configs)) == len(configs) == 80
     same = {(c.epochs, c.train_size, c.batch_size, c.seed, c.network, c.margin_warmup) for c in configs}
-    assert len(same) == 1 and (full or configs[0].epochs == tuning.REDUCED[data]["epochs"])
+    assert len(same) == 1 and (full or configs[0].epochs == tuning.SHORT[data]["epochs"])
     rates = {head: [c.lr for c in configs if c.head == head] for head in tuning.LOSSES}
     assert all(r == rates["Softmax"] for r in rates.values()) and len(set(rates["Softmax"])) == 8
 
@@ -72,7 +72,9 @@ def test_the_same_trials_every_time():
 
 
 def test_a_trial_records_no_test_result(project, monkeypatch):
-    monkeypatch.setitem(tuning.REDUCED, "digits", {"epochs": 1, "train_size": 192, "embedding_dim": 8})
+    for setting in (tuning.FULL, tuning.CPU):
+        monkeypatch.setitem(setting, "digits", {})
+    monkeypatch.setitem(tuning.SHORT, "digits", {"epochs": 1, "train_size": 192, "embedding_dim": 8})
     monkeypatch.setattr(tuning, "LOSSES", ("Softmax", "Triplet"))
     monkeypatch.setattr(tuning, "TRIALS", 2)
     configs = tuning.trials("digits")
@@ -125,25 +127,26 @@ def test_one_missing_trial_is_named(project):
             call()
 
 
-def test_the_full_recipe_goes_before_the_reduced(project):
+def test_trials_for_a_gpu_go_before_those_for_a_cpu(project):
     record(project, "cifar10", {("ArcFace", 1): (0.9, 1.0)})
     record(project, "cifar10", {("ArcFace", 2): (0.8, 1.0)}, full=True)
     frame = tuning.recorded("cifar10")
-    assert set(frame["epochs"]) == {study.RECIPES["cifar10"]["epochs"]} and set(frame["train_size"]) == {0}
+    assert set(frame["epochs"]) == {12} and set(frame["train_size"]) == {0} and set(frame["network"]) == {"AirNet"}
     assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [2]
+    assert {(c.network, c.epochs) for c in tuning.final("cifar10")} == {("AirNet", 12)}
 
 
 # ---------------------------------------------------------------- the final runs
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_final_runs_have_the_whole_recipe_at_tuned_constants(project, data):
+def test_final_runs_have_all_images_at_tuned_constants(project, data):
     record(project, data, {("AdaLoss", 4): (0.9, 1.0)})
     configs, seeds = study.plan(f"controlled_{data}"), tuning.SEEDS[data]
     assert [(c.head, c.seed) for c in configs] == [(h, s) for s in range(seeds) for h in tuning.LOSSES]
     adaloss = [c for c in tuning.trials(data) if c.head == "AdaLoss"][4]
     for c in configs:
-        recipe, best = study.recipe(data, c.head, c.seed), adaloss if c.head == "AdaLoss" else None
+        recipe, best = study.recipe(data, c.head, c.seed, **tuning.CPU[data]), adaloss if c.head == "AdaLoss" else None
         changes = {k: getattr(best, k) for k in ("constants", "lr", "muon_lr")} if best else {}
         assert c == dataclasses.replace(recipe, **changes)
 
