@@ -50,7 +50,7 @@ SMALL = {
 # a map's training on a CPU; a GPU takes the data set's recipe and all images
 SHORT = {
     "mnist": {"batch_size": 128, "lr": 0.05, "train_size": 7000},
-    "cifar10": {"batch_size": 128, "lr": 0.35, "muon_lr": 0.06, "train_size": 3500},
+    "cifar10": {"network": "NarrowAirNet", "batch_size": 128, "lr": 0.35, "muon_lr": 0.06, "train_size": 3500},
 }
 PLANS = {**dict.fromkeys(SHORT, 3), **{f"small_{data}": 2 for data in SMALL}}  # number of seeds
 VAL_SIZE, WATCHED = 5000, 250  # validation images at the end, and after each epoch
