@@ -146,7 +146,7 @@ def finished(data: str = "cifar10") -> pd.DataFrame:
     """The rows of the complete seeds, of those for a GPU if there are any, with the arm's name as head.
     Raises ValueError if there are none."""
     try:
-        frame = study.finished(plan(data, full=True), f"ablation_{data}")
+        frame = study.finished(plan(data, full=not study.smoke()), f"ablation_{data}")
     except ValueError:
         frame = study.finished(plan(data), f"ablation_{data}")
     names = list(arms(0))

@@ -183,7 +183,7 @@ def _pandoc(markdown: str, work: str, home: Path) -> str:
         "+lists_without_preceding_blankline+autolink_bare_uris"  # as Jupyter reads it
     )
     command = [
-        pypandoc.get_pandoc_path(), f"--from={reader}", "--to=typst", "--columns=1000", "--fail-if-warnings",
+        pypandoc.get_pandoc_path(), f"--from={reader}", "--to=typst", "--columns=250", "--fail-if-warnings",
         f"--template={LIB / 'report.typ'}", f"--lua-filter={LIB / 'crossref.lua'}",
         "--extract-media=media", f"--resource-path={work}{os.pathsep}{home}",
     ]  # fmt: skip

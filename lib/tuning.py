@@ -9,10 +9,11 @@ the setting for a GPU.
 import dataclasses
 import math
 
+import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from lib import losses, study
+from lib import losses, statistics, study
 
 LOSSES = (*losses.HEADS, "Triplet")
 SEEDS = {"mnist": 10, "cifar10": 5}  # of the final runs
@@ -38,6 +39,12 @@ SPACE = {
     "AdaFace": {"s": S, "m": (0.05, 0.5), "h": (0.1, 1.0)},
     "AdaLoss": {"s": S, "m": (0.05, 0.6), "gamma": (0.1, 1.5)},
     "Triplet": {"m": (0.05, 0.5)},
+}
+# what the final runs are asked: metric -> title, factor, unit, decimals, whether lower is better
+QUESTIONS = {
+    "test_accuracy": ("test accuracy", 100, "points", 2, False),
+    "curve": ("mean validation accuracy", 100, "points", 2, False),
+    "angle_ratio": ("angle within / between", 1, "", 3, True),
 }
 
 
@@ -139,8 +146,34 @@ def final(data: str) -> list[study.Config]:
 
 
 def finished(data: str) -> pd.DataFrame:
-    """The rows of the final runs, of those seeds that are complete. Raises ValueError if there are none."""
-    return study.finished(final(data), f"controlled_{data}")
+    """The rows of the final runs, of those seeds that are complete, with curve: the mean of the validation accuracies
+    after every epoch, higher for a run that gets there sooner. Raises ValueError if there are none."""
+    frame = study.finished(final(data), f"controlled_{data}")
+    return frame.assign(curve=[np.mean(history["val_accuracy"]) for history in frame["history"]])
+
+
+def compare(frame: pd.DataFrame, metric: str, reference: str = "ArcFace", heads: list[str] | None = None):
+    """``statistics.compare`` of final runs in one of ``QUESTIONS``."""
+    _, factor, _, _, lower_is_better = QUESTIONS[metric]
+    return statistics.compare(frame, metric, reference, heads, factor, lower_is_better)
+
+
+def answer(frame: pd.DataFrame, heads=("CurricularFace", "AdaFace", "AdaLoss")) -> str:
+    """Do these adaptive losses beat ArcFace? Each of ``QUESTIONS`` in a sentence, from the comparison of all losses."""
+    sentences, wins = [], []
+    for metric, (title, _, unit, decimals, lower_is_better) in QUESTIONS.items():
+        table = compare(frame, metric)
+        better, worse = ("lower", "higher") if lower_is_better else ("higher", "lower")
+        said = {better: "better than ArcFace", worse: "worse than ArcFace"}
+        parts = [
+            f"{head} {statistics.bracket(row, decimals)}, {said.get(row['verdict'], row['verdict'])}"
+            for head, row in table.iterrows()
+            if head in heads
+        ]
+        sentences.append(f"*{title}*{f' ({unit})' * bool(unit)}: {'; '.join(parts)}.")
+        wins += [title] * (table.loc["AdaLoss", "verdict"] == better)
+    shown = f"beats the fixed margin in {' and '.join(wins)}" if wins else "is not shown to beat the fixed margin"
+    return f"{' '.join(sentences)} Over {frame['seed'].nunique()} seeds, AdaLoss {shown}."
 
 
 def written(constants) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_study import fake
 
@@ -156,9 +157,39 @@ def test_only_complete_seeds_count(project):
     with pytest.raises(ValueError, match=r"no complete seed: `python -m lib.study controlled_cifar10`"):
         tuning.finished("cifar10")
     for config in study.plan("controlled_cifar10")[:27]:  # two seeds and seven runs of a third
-        study.append(study.folder("results") / "controlled_cifar10.jsonl", fake(config))
+        entry = fake(config, history={"val_accuracy": [0.2, 0.6]})
+        study.append(study.folder("results") / "controlled_cifar10.jsonl", entry)
     frame = tuning.finished("cifar10")
+    assert list(frame["curve"]) == pytest.approx([0.4] * len(frame))
     assert list(frame["seed"].unique()) == [0, 1] and list(frame["head"]) == [*tuning.LOSSES] * 2
+
+
+def outcomes(**gains):
+    """Final runs of ten seeds with some noise; gains: what AdaLoss adds in each of the questions."""
+    noise = np.random.default_rng(0).normal(0, 0.001, (len(tuning.QUESTIONS), 10))
+    noise = [noise, noise[:, ::-1]]  # of equal means
+    return pd.DataFrame(
+        {"head": head, "seed": seed}
+        | {metric: 0.9 + noise[i][j, seed] + i * gains.get(metric, 0) for j, metric in enumerate(tuning.QUESTIONS)}
+        for i, head in enumerate(("ArcFace", "AdaLoss"))
+        for seed in range(10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "ends"),
+    [
+        ({}, "AdaLoss is not shown to beat the fixed margin."),
+        ({"test_accuracy": 0.05}, "AdaLoss beats the fixed margin in test accuracy."),
+        ({"test_accuracy": -0.05, "angle_ratio": 0.05}, "AdaLoss is not shown to beat the fixed margin."),
+        ({"curve": 0.05, "angle_ratio": -0.05}, "in mean validation accuracy and angle within / between."),
+    ],
+)  # fmt: skip
+def test_the_answer_follows_the_runs(gains, ends):
+    text = tuning.answer(outcomes(**gains))
+    assert text.endswith(ends)
+    worse = gains.get("test_accuracy", 0) < 0 or gains.get("angle_ratio", 0) > 0
+    assert ("worse than ArcFace" in text) == worse
 
 
 def test_the_command_trains_trials_before_final_runs(project, monkeypatch, capsys):
