@@ -16,7 +16,7 @@ endif
 
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 STAMPS := $(NOTEBOOKS:notebooks/%.ipynb=$(BUILD)/%.done)
-INPUTS := $(wildcard lib/*.py lib/*.mplstyle $(OUT)results/*.jsonl)
+INPUTS := $(wildcard lib/*.py lib/*.mplstyle benchmarks/*.py results/claims_source.csv $(OUT)results/*.jsonl)
 PDF := $(OUT)report/report.pdf
 LAYOUT := report/metadata.yml report/references.bib lib/report.typ lib/crossref.lua
 

@@ -21,7 +21,7 @@ def keep(name: str, rows: list[dict], device: torch.device, **versions: str) -> 
     record["versions"].update(versions)
     study.append(study.folder("results") / "benchmarks.jsonl", study._rounded(record))
     print(f"\n{name}: {record['device']}, torch {torch.__version__}\n")
-    print(pd.json_normalize(rows).to_markdown(index=False, floatfmt=".3g"), flush=True)
+    print(pd.json_normalize(rows).to_string(index=False, float_format="{:.3g}".format), flush=True)
 
 
 def recorded(name: str, *each: str) -> pd.DataFrame:

@@ -136,7 +136,8 @@ def memory(method: str, classes: list[int]) -> list[int | None]:
     command = [sys.executable, "-m", "benchmarks.heads", method, *map(str, classes)]
     done = subprocess.run(command, env=environment, cwd=study.PROJECT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{method}: {done.stderr.strip().splitlines()[-1]}")
+        cause = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}, perhaps for want of memory"])[-1]
+        raise RuntimeError(f"{method}: {cause}")
     return json.loads(done.stdout)
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.throughput
 
-Both train the network of S1's ArcFace arm with SGD, on the same images in the same batches: S1's of 64,
-and those of the study's recipe. The usual way: torchvision data set and transforms, DataLoader with
+Both train the network of S1's ArcFace arm with SGD, on as many images in batches of one size: S1's of 64,
+and that of the study's recipe. The usual way: torchvision data set and transforms, DataLoader with
 workers, pytorch-metric-learning's ArcFaceLoss, fp32. This project's: ``train.fit`` with its statistics,
 so images as tensors, augmented in batch, ``losses.ArcFace``, bf16, channels last; and pooling before
 ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch.

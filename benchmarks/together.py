@@ -35,7 +35,8 @@ def seconds(pool: ProcessPoolExecutor, jobs: int, runs: int) -> float:
 
 def main() -> None:
     device = train.best_device()
-    ways = (1, 2) if study.smoke() else (1, 2, 4, 8) if device.type == "cuda" else (1, 2, os.cpu_count() or 4)
+    most = RUNS if device.type == "cuda" else min(RUNS, os.cpu_count() or 4)
+    ways = (1, 2) if study.smoke() else sorted({1, 2, 4, most})
     taken = {jobs: [] for jobs in ways}
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from lib import study, tuning
-from lib.losses import AdaLoss, ArcFace, angle, psi
+from lib.losses import AdaLoss, Head, angle, psi
 
 SEEDS = 3
 TRAIN_SIZE = 45_000  # of CIFAR-10 without its validation split
@@ -55,11 +55,11 @@ class GlobalAdaLoss(AbsoluteAdaLoss):
         return super().margins.mean().expand(len(self.d))
 
 
-class ScheduledMargin(ArcFace):
+class ScheduledMargin(Head):
     """ArcFace whose margin goes in a straight line from m to m_end within the first steps batches: no data in it."""
 
     def __init__(self, num_classes, embedding_dim, *, s=16.0, m=0.0, m_end=0.6, steps=100):
-        super(ArcFace, self).__init__(num_classes, embedding_dim, s=s, m=m, m_end=m_end, steps=steps)
+        super().__init__(num_classes, embedding_dim, s=s, m=m, m_end=m_end, steps=steps)
         self.register_buffer("step", torch.zeros(()))
 
     def observe(self, cos_y, norm, y, others):
@@ -76,14 +76,14 @@ class ScheduledMargin(ArcFace):
         return psi(angle(cos_y) + self.margins[y])
 
 
-class RandomMargin(ArcFace):
+class RandomMargin(Head):
     """ArcFace with a margin m_c per class drawn once at random, with mean m and deviation spread over the classes.
 
     The draws follow W's from torch's CPU generator, so a run's seed fixes them; m_c below 0 counts as 0.
     """
 
     def __init__(self, num_classes, embedding_dim, *, s=16.0, m=0.3, spread=0.05):
-        super(ArcFace, self).__init__(num_classes, embedding_dim, s=s, m=m, spread=spread)
+        super().__init__(num_classes, embedding_dim, s=s, m=m, spread=spread)
         z = torch.randn(num_classes)
         self.register_buffer("z", (z - z.mean()) / z.std(correction=0).clamp_min(1e-6))
 

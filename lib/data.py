@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -83,9 +84,9 @@ class Data:
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled, augmented pass over the training images; an incomplete last batch is left out."""
         batch_size = min(batch_size, len(self.train))
-        order = torch.randperm(len(self.train), generator=generator)
+        order = torch.randperm(len(self.train), generator=generator).to(self.train.labels.device)
         for index in order[: len(order) // batch_size * batch_size].view(-1, batch_size):
-            batch = self.train[index.to(self.train.labels.device)]
+            batch = self.train[index]
             yield self.normalise(self.augment(batch.images, generator)), batch.labels
 
     def to(self, device) -> "Data":
@@ -147,7 +148,9 @@ def _fetch(dataset, root: Path):
     """torchvision's train and test sets; its own download, MD5-checked, only if files are missing."""
     name = dataset.__name__
     try:
-        return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):  # several processes may start without data
+            return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, EOFError, ... for this
         files = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}[name]
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

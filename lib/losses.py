@@ -160,7 +160,7 @@ class Head(nn.Module):
         if y is None:
             return
         if y.shape != x.shape[:1] or y.dtype != torch.int64:
-            raise ValueError(f"labels must be int64 of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}")
+            raise ValueError(f"labels must be int64 of shape ({len(x)},), got {y.dtype} {tuple(y.shape)}: use y.long()")
         if len(y) and (y.min() < 0 or y.max() >= C):
             raise ValueError(
                 f"labels must lie in [0, {C}), got {y.min().item()} to {y.max().item()}: "

@@ -40,9 +40,9 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Replica:
-    """Everything that decides the result of a run; the last four are S1's defects, present where True.
+    """Everything that decides the result of a run; dot_product to unit_norms are S1's defects, present where True.
 
-    loss: Softmax, ArcFace (m2 in radians, and m3 for S5's combined loss: cos(theta + m) - m3), AdaLoss
+    loss: Softmax, ArcFace (m in radians, and m3 for S5's combined loss: cos(theta + m) - m3), AdaLoss
     (S1's) or Triplet. w_std: deviation of the initial class centres. train_size: 0 for all images.
     imbalance: class c of C keeps imbalance^(-c/(C-1)) of them. evaluated: the split that is read.
     """
@@ -75,8 +75,7 @@ class Replica:
 def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
     """An arm of S1 as published, ArcFace or AdaLoss.
 
-    Open in the source, chosen here: the class centres start normal with deviation 0.01. At 0.1 the
-    ArcFace arm does not train on MNIST: all dot products leave the clamp, and no gradient returns.
+    Open in the source, chosen here: the class centres start normal with deviation 0.01 (see ``centres``).
     """
     if loss == "ArcFace":  # S1, defect 6: the arms differ in network, scale and, on CIFAR-10, learning rate
         name, s, lr = ("CIFAR-10", 10.0, 1e-4) if data == "cifar10" else ("MNIST", 30.0, 1e-3)
@@ -328,6 +327,7 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
     data, part, evaluated = splits(run)
     device, y = part.labels.device, evaluated.labels
     torch.manual_seed(run.seed)
+    torch.backends.cudnn.allow_tf32 = not run.fp32  # PyTorch's default shortens the mantissa on a GPU
     model = Model(run, part.images.shape[1:], len(data.classes)).to(device, memory_format=torch.channels_last)
     loss_of, generator = criterion(run, model), torch.Generator().manual_seed(run.seed)
     weights = [p for name, p in model.named_parameters() if name != "W" or not run.frozen_centres]  # S1, defect 3
@@ -363,7 +363,7 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
     record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history, "seconds": seconds}
     record |= study.environment(device)
     record["dtype"] = "fp32" if run.fp32 or record["dtype"] == "fp32" else "bf16 convolutions, fp32 behind them"
-    return model, study._rounded(record)
+    return model, study._rounded(record) | {"config": record["config"]}
 
 
 @torch.no_grad()
@@ -449,7 +449,7 @@ def runs(names=tuple(PLANS), full: bool = False, *, n_jobs: int = 1, budget: flo
     """
     start, records = time.time(), {}
     late = [name for name in names if name in ("s3_mnist", "s3_cifar10")]
-    others = [name for name in names if name not in late]
+    others = [name for name in names if name not in (*late, *["s3_search"] * bool(late))]
     for group in filter(None, (others, ["s3_search"] if late else [], late)):
         left = None if budget is None else budget - (time.time() - start)
         with contextlib.suppress(Incomplete):
@@ -529,6 +529,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         runs(options.names, options.full, n_jobs=options.jobs, budget=options.budget)
+    except torch.OutOfMemoryError:
+        sys.exit("error: the device has no memory left: lower --jobs")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

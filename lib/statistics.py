@@ -5,6 +5,9 @@ is which: ``means`` and ``differences`` assume normal noise of one size and pool
 is what two or three seeds allow; ``bootstrap`` and ``compare`` use a loss's own runs, and need five or more.
 """
 
+import functools
+import itertools
+
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
@@ -121,6 +124,8 @@ def differences(
     """
     names, seeds = list(frame["head"].unique()), list(frame["seed"].unique())
     heads = [head for head in heads or names if head != reference]
+    if not heads or not {reference, *heads} <= set(names):
+        raise ValueError(f"no runs to compare with {reference}: there are runs of {', '.join(names)}")
     loss = frame["head"].to_numpy()[:, None] == np.array(names, dtype=object)  # (runs, losses)
     block = frame["seed"].to_numpy()[:, None] == np.array(seeds[1:])  # (runs, seeds - 1)
     X, y = np.hstack([loss, block]).astype(float), factor * frame[metric].to_numpy(dtype=float)
@@ -157,8 +162,8 @@ def compare(
     differences; few seeds overstate it. improvement, with its bootstrap interval: the probability that a run of
     the loss beats a run of the reference (Agarwal et al. 2021, arXiv 2108.13264), ties half; lower_is_better
     says what beats means. verdict: by p_holm at 5 %, or, with too few seeds for that test (see ``power_note``), by
-    the interval. detectable: ``detectable`` by a t test on the same terms, for the spread of the paired
-    differences pooled over the losses: each loss alone for p_holm, all losses' degrees of freedom for the interval.
+    the interval. detectable: ``detectable`` by that test, or by the interval's t test, for the spread of the paired
+    differences pooled over the losses.
     Raises ValueError if the metric is missing in some run.
     """
     if metric not in frame or frame[metric].isna().any():
@@ -177,8 +182,9 @@ def compare(
     variances = [np.var(x - y, ddof=1) for x, y in pairs.values() if len(x) > 1]
     sd = np.mean(variances) ** 0.5 if variances else np.nan
     pooled = len(frame) - frame["head"].nunique() - len(wide) + 1
-    table["detectable"] = [detectable(sd, n, len(table), None if _reaches(table) else pooled) for n in table["n"]]
-    if _reaches(table):
+    exact = _reaches(table)
+    table["detectable"] = [detectable(sd, n, len(table), None if exact else pooled, exact) for n in table["n"]]
+    if exact:
         effect = np.where(table["mean"] > 0, "higher", "lower")
         table["verdict"] = np.where(table["p_holm"] < 0.05, effect, "no difference shown")
     return table
@@ -237,24 +243,53 @@ def improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 def detectable(
-    sd: float, n: int, comparisons: int = 1, df: int | None = None, power: float = 0.8, level: float = 0.05
+    sd: float,
+    n: int,
+    comparisons: int = 1,
+    df: int | None = None,
+    exact: bool = False,
+    power: float = 0.8,
+    level: float = 0.05,
 ) -> float:
-    """The smallest true mean difference that a two-sided t test of n pairs finds with this power.
+    """The smallest true mean difference that a two-sided test of n pairs finds with this power, for normal noise.
 
-    sd: deviation of the paired differences, estimated with df degrees of freedom, n - 1 if not given. comparisons:
-    the level is divided by their number, as in Holm's first step. NaN for less than two pairs.
+    sd: deviation of the paired differences. The test is a t test, with sd estimated with df degrees of freedom (n - 1
+    if not given), or the exact permutation test. comparisons: the level is divided by their number, as in Holm's first
+    step. NaN for less than two pairs, and where the exact test cannot reach the level.
     """
     if n < 2 or not np.isfinite(sd):
         return np.nan
-    df = n - 1 if df is None else df
-    t = stats.t.ppf(1 - level / comparisons / 2, df)
+    level /= comparisons
+    found = _exact_power(n, level) if exact else _t_power(n - 1 if df is None else df, level)
+    largest = 50.0  # standard errors
+    if found(largest) < power:
+        return np.nan
+    return sd / n**0.5 * optimize.brentq(lambda shift: found(shift) - power, 0, largest, xtol=1e-3)
+
+
+def _t_power(df: int, level: float):
+    """Share of experiments in which a t test finds a mean of so many standard errors, as a function of that number."""
+    t = stats.t.ppf(1 - level / 2, df)
     # the estimated deviation over the true one, at even steps of its distribution: scipy's nct has no value at n = 2
     ratio = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
+    return lambda shift: np.mean(stats.norm.sf(t * ratio - shift) + stats.norm.cdf(-t * ratio - shift))
 
-    def found(shift):  # share of experiments, for a mean of this many standard errors
-        return np.mean(stats.norm.sf(t * ratio - shift) + stats.norm.cdf(-t * ratio - shift))
 
-    return sd / n**0.5 * optimize.brentq(lambda shift: found(shift) - power, 0, 20 * t)
+@functools.lru_cache
+def _exact_power(n: int, level: float, draws: int = 2000):
+    """The same for ``permutation_p``, from that many drawn experiments; beyond 12 pairs, where all swaps are too many,
+    the t test's, which then hardly differs."""
+    if n > 12:
+        return _t_power(n - 1, level)
+    noise = np.random.default_rng(0).standard_normal((draws, n))
+    swaps = np.array(list(itertools.product((1, -1), repeat=n - 1)))  # the first pair stays: -x is as large as x
+    swaps = np.column_stack([np.ones(len(swaps)), swaps])
+
+    def found(shift):
+        sums = np.abs((noise + shift / n**0.5) @ swaps.T)  # (draws, swaps), the first as measured
+        return np.mean((sums >= sums[:, :1] * (1 - 1e-9)).mean(1) < level)
+
+    return functools.lru_cache(found)
 
 
 def _reaches(table: pd.DataFrame) -> bool:

@@ -109,17 +109,16 @@ def plan(study: str, full: bool = False) -> list[Config]:
     """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study; or what
     lib.tuning and lib.ablation plan, with full for a GPU. The plan of any other study is what
     results/<study>.jsonl records."""
-    if study in LATER or study.startswith("tuning_"):
+    if study in LATER or study in ("tuning_mnist", "tuning_cifar10"):
         from lib import ablation, tuning  # they build on this module
 
         kind, data = study.split("_", 1)
-        if kind == "controlled":
-            return tuning.final(data)
-        return (tuning.trials if kind == "tuning" else ablation.plan)(data, full)
+        return {"tuning": tuning.trials, "controlled": tuning.final, "ablation": ablation.plan}[kind](data, full)
     if study not in MAIN:
         recorded = list(read(folder("results") / f"{study}.jsonl"))
         if not recorded:
-            raise ValueError(f"unknown study {study!r}: choose one of {', '.join(MAIN)}, or one in results/")
+            known = ", ".join([*MAIN, *LATER])
+            raise ValueError(f"unknown study {study!r}: choose one of {known}, or one in results/")
         return recorded
     heads, seeds = MAIN[study]
     return [recipe(study, head, seed) for seed in range(1 if smoke() else seeds) for head in heads]
@@ -178,7 +177,7 @@ def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, d
         "seconds": history["seconds"][-1],
         **environment(data.train.labels.device),
     }
-    return model, data, _rounded(record)
+    return model, data, _rounded(record) | {"config": record["config"]}
 
 
 def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
@@ -191,7 +190,7 @@ def environment(device: torch.device) -> dict:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        cpu = train.cpu().get("cpu_name") or platform.machine()
         threads = torch.get_num_threads()
         name = f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{device.type}, {cpu}"
     return {
@@ -323,6 +322,7 @@ def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budg
     for result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
         if result:
             config, record, packed = result
+            record["jobs"] = workers  # that shared the machine: its seconds compare with their like only
             append(path, record)
             trained[config] = record
             if packed:
@@ -379,7 +379,7 @@ def _train_one(config: Config, deadline: float, threads: int, keep: bool) -> tup
 def embeddings(config: Config) -> dict:
     """The first test embeddings of a trained run: x (N, d), labels y (N,), centres W (C, d), its record.
 
-    Every run of seed 0 leaves them in results/embeddings/; a missing one is trained now.
+    The runs of ``MAIN`` with seed 0 leave them in results/embeddings/; a missing one is trained now.
     """
     config = shrunk(config)
     path = _embeddings_path(config)
@@ -439,6 +439,8 @@ def main() -> None:
     from lib import tuning  # it builds on this module
 
     try:
+        for study in {*options.studies} - {*LATER}:
+            plan(study)  # a wrong name stops before anything is trained
         for study in options.studies:
             for part in [study.replace("controlled", "tuning"), study] if study.startswith("controlled") else [study]:
                 left = None if options.budget is None else options.budget - (time.time() - start)
@@ -447,6 +449,8 @@ def main() -> None:
                     train_all(plan(part, options.full), part, n_jobs=options.jobs, budget=left)
                 except tuning.Incomplete as error:  # the budget ended before the trials did
                     print(f"{part} waits: {error}")
+    except torch.OutOfMemoryError:
+        sys.exit("error: the device has no memory left: lower --jobs")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -25,7 +25,12 @@ def has_bf16(device: torch.device) -> bool:
     """Does the hardware multiply bf16 matrices? Elsewhere emulation is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return device.type == "cpu" and cpu().get("avx512_bf16", False)
+
+
+def cpu() -> dict:
+    """What PyTorch knows of the processor; older versions know nothing."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -97,7 +102,7 @@ def fit(
             model.zero_grad()
             loss.backward()
             for kernel, matrix in kernels.items():
-                matrix.grad = _matrix(kernel.grad)
+                matrix.grad = _matrix(kernel.grad, kernel)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 schedule.step()
@@ -120,11 +125,12 @@ def fit(
         if hasattr(model.head, "renew"):
             known = data.train[:10_000]
             model.head.renew(embed(model, data, known), known.labels)
+        loss = total_loss.item() / steps  # waits for the device
         seconds += time.perf_counter() - start
         logits = predict(model, data, data.val)
         val_labels = data.val.labels.cpu()
         row = {
-            "loss": (total_loss / steps).item(),
+            "loss": loss,
             "train_accuracy": (correct / steps).item(),
             "val_accuracy": metrics.accuracy(logits, val_labels),
             "val_loss": metrics.cross_entropy(logits, val_labels, metrics.temperature(logits, val_labels)),
@@ -152,7 +158,8 @@ def _optimizers(model: Classifier, lr: float, momentum: float, weight_decay: flo
     the relative length of a step.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    kernels = {p: nn.Parameter(_matrix(p.data)) for p in weights if p.ndim == 4 and muon_lr}
+    kernels = {p: nn.Parameter(_matrix(p.data, p)) for p in weights if p.ndim == 4 and muon_lr}
+    assert all(p.data_ptr() == matrix.data_ptr() for p, matrix in kernels.items())  # what Muon moves is the kernel
     groups = [
         {"params": [p for p in weights if p.ndim > 1 and p not in kernels], "weight_decay": weight_decay},
         {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
@@ -163,9 +170,10 @@ def _optimizers(model: Classifier, lr: float, momentum: float, weight_decay: flo
     return optimizers, kernels
 
 
-def _matrix(kernel: Tensor) -> Tensor:
-    """A channels-last kernel (out, in, 3, 3) as a matrix (out, 9 in) of the same memory."""
-    return kernel.permute(0, 2, 3, 1).flatten(1)
+def _matrix(tensor: Tensor, kernel: Tensor) -> Tensor:
+    """A kernel or its gradient (out, in, 3, 3) as a matrix (out, 9 in), its columns in the kernel's memory order."""
+    order = (0, 1, 2, 3) if kernel.is_contiguous() else (0, 2, 3, 1)
+    return tensor.permute(order).reshape(len(tensor), -1)
 
 
 @torch.no_grad()

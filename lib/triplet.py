@@ -19,7 +19,7 @@ class Triplet(NormFace):
     """
 
     def __init__(self, num_classes, embedding_dim, *, s=16.0, m=0.2):
-        super(NormFace, self).__init__(num_classes, embedding_dim, s=s, m=m)
+        super().__init__(num_classes, embedding_dim, s=s, m=m)
 
     def loss(self, x, y):
         from pytorch_metric_learning.losses import TripletMarginLoss  # takes a second, and no other head needs it

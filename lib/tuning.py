@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from lib import losses, statistics, study
+from lib import losses, statistics, study, train
 
 LOSSES = (*losses.HEADS, "Triplet")
 SEEDS = {"mnist": 10, "cifar10": 5}  # of the final runs
@@ -88,21 +88,33 @@ def runs(configs: list[study.Config], name: str, *, n_jobs: int = 1, budget: flo
 
 
 def _train_one(config: study.Config, deadline: float, threads: int) -> tuple[study.Config, dict, bytes] | None:
-    result = study._train_one(config, deadline, threads, keep=False)
+    try:
+        result = study._train_one(config, deadline, threads, keep=False)
+    except FloatingPointError:  # a trial that diverges has lost, and the others go on
+        record = {"config": dataclasses.asdict(config), "metrics": {"val_accuracy": 0.0}, "seconds": 0.0}
+        history = {"val_accuracy": [0.0], "val_loss": [math.inf]}
+        return config, {**record, "history": history, **study.environment(train.best_device())}, b""
     if result:  # what is not recorded cannot be looked at
         result[1]["metrics"] = {"val_accuracy": result[1]["metrics"]["val_accuracy"]}
     return result
 
 
-def recorded(data: str) -> pd.DataFrame:
-    """All trials as rows of ``study.frame``, those for a GPU if they are recorded, else those for a CPU, with
-    their number (trial), factor on the learning rates, val_loss, and whether they are chosen: the highest
-    validation accuracy of a loss; of equal ones the lower val_loss. In the smoke profile they are trained first.
-    Raises Incomplete if one is missing.
+def recorded(data: str, full: bool | None = None) -> pd.DataFrame:
+    """All trials as rows of ``study.frame`` with their number (trial), factor on the learning rates, val_loss, and
+    whether they are chosen: the highest validation accuracy of a loss; of equal ones the lower val_loss.
+
+    full: those for a GPU or those for a CPU; None for the GPU's once a seed of their final runs is complete. In the
+    smoke profile they are trained first. Raises Incomplete if one is missing.
     """
+    configs = trials(data, _full(data) if full is None else full)
     if study.smoke():
-        runs(trials(data), f"tuning_{data}")
-    _, configs, records = _complete(data)
+        runs(configs, f"tuning_{data}")
+    records = study.read(study.folder("results") / f"tuning_{data}.jsonl")
+    if missing := sum(config not in records for config in configs):
+        raise Incomplete(
+            f"tuning_{data}.jsonl lacks {missing} of {len(configs)} trials: "
+            f"`python -m lib.study controlled_{data}` trains them"
+        )
     frame = study.frame(records[c] for c in configs)
     frame["trial"] = frame.groupby("head", sort=False).cumcount()
     frame["factor"] = (frame["lr"] / study.recipe(data, "Softmax").lr).round(3)
@@ -111,32 +123,20 @@ def recorded(data: str) -> pd.DataFrame:
     return frame.assign(chosen=frame.index.isin(ranked.groupby("head").head(1).index))
 
 
-def _complete(data: str) -> tuple[bool, list[study.Config], dict]:
-    """Are the trials for a GPU recorded? The recorded trials, and the records."""
-    records = study.read(study.folder("results") / f"tuning_{data}.jsonl")
-    for full in (True, False):
-        configs = trials(data, full)
-        missing = sum(config not in records for config in configs)
-        if not missing:
-            return full, configs, records
-    raise Incomplete(
-        f"tuning_{data}.jsonl lacks {missing} of {len(configs)} trials: "
-        f"`python -m lib.study controlled_{data}` trains them"
-    )
+def _full(data: str) -> bool:
+    """Is a seed of the final runs for a GPU complete?"""
+    try:
+        return not study.smoke() and len(study.finished(final(data, True), f"controlled_{data}")) > 0
+    except ValueError:
+        return False
 
 
-def tuned(data: str, head: str) -> dict:
-    """The chosen trial's constants and learning rates, as changes to the recipe. Raises Incomplete without it."""
-    frame = recorded(data)
-    best = frame[(frame["head"] == head) & frame["chosen"]].iloc[0]
-    return {"constants": best["constants"], "lr": best["lr"], "muon_lr": best["muon_lr"]}
-
-
-def final(data: str) -> list[study.Config]:
-    """The final runs at each loss's tuned constants, in the setting of the trials, seeds in the outer loop. Raises
-    Incomplete."""
-    frame = recorded(data)
-    setting = FULL[data] if _complete(data)[0] else CPU[data]
+def final(data: str, full: bool | None = None) -> list[study.Config]:
+    """The final runs at each loss's tuned constants, in the setting of the trials, seeds in the outer loop. full: as
+    in ``recorded``. Raises Incomplete."""
+    full = _full(data) if full is None else full
+    frame = recorded(data, full)
+    setting = FULL[data] if full else CPU[data]
     chosen = frame[frame["chosen"]].set_index("head").loc[frame["head"].unique()]
     return [
         study.recipe(data, head, seed, **setting, **run[["constants", "lr", "muon_lr"]])
@@ -170,7 +170,9 @@ def answer(frame: pd.DataFrame, heads=("CurricularFace", "AdaFace", "AdaLoss")) 
             for head, row in table.iterrows()
             if head in heads
         ]
-        sentences.append(f"*{title}*{f' ({unit})' * bool(unit)}: {'; '.join(parts)}.")
+        found = f"{table['detectable'].max():.{decimals}f} would have been found with 80 % probability"
+        notes = ", ".join([unit] * bool(unit) + [f"a true difference of {found}"] * bool(table["n"].min() > 1))
+        sentences.append(f"*{title}*{f' ({notes})' * bool(notes)}: {'; '.join(parts)}.")
         wins += [title] * (table.loc["AdaLoss", "verdict"] == better)
     shown = f"beats the fixed margin in {' and '.join(wins)}" if wins else "is not shown to beat the fixed margin"
     return f"{' '.join(sentences)} Over {frame['seed'].nunique()} seeds, AdaLoss {shown}."

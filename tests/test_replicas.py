@@ -432,6 +432,23 @@ def test_settled_curves_count_in_full():
     assert not claims.settled([record([0.99, 0.99, 0.99])])  # too short to tell
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"), [(0.9700, "not reproduced"), (0.9900, claims.OPEN), (0.9908, "reproduced")]
+)
+def test_a_drift_that_counts_as_settled_decides_nothing(accuracy, verdict):
+    def record(value):
+        return {
+            "config": {"epochs": 30},
+            "metrics": {"test_accuracy": value},
+            "history": {"test_accuracy": [value] * 30},
+        }
+
+    by_seed = {seed: {"ArcFace": record(accuracy + 1e-4 * seed)} for seed in (-1, 0, 1)}
+    row = row_of(claims.claims(), "ArcFace reaches 99.08 %")
+    assert claims.value({"s5": (30, by_seed)}, row)[1] == verdict
+    assert claims.value({"s5": (100, by_seed)}, row)[1] == ("reproduced" if accuracy == 0.9908 else "not reproduced")
+
+
 def grid_records(effect, seeds=4, noise=0.0005):
     rng = np.random.default_rng(0)
     return {
@@ -480,6 +497,8 @@ def test_geometry_needs_no_records():
     assert row_of(table, "7.8 degrees")["verdict"] == "not reproduced"
     for text in ("2.83 apart", "distance is 6.8", "leaves the angle unchanged", "L2", "L3", "vector of cosines"):
         assert row_of(table, text)["verdict"] == "reproduced", text
+    assert row_of(table, "disturbed values")["verdict"] == "reversed"
+    assert row_of(table, "missing values")["verdict"] == "reproduced"
     assert set(table["verdict"]) <= set(claims.VERDICTS)
     open_rows = table[table["verdict"] == claims.OPEN]
     assert set(open_rows["source"]) == {"S1", "S2", "S3", "S5"} and (open_rows["figure"] == "").all()

@@ -186,6 +186,16 @@ def test_detectable_effect_has_its_power(n, comparisons):
     assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05 / comparisons) == pytest.approx(0.8, abs=0.01)
 
 
+@pytest.mark.parametrize(("n", "comparisons"), [(6, 1), (10, 2), (10, 9)])
+def test_detectable_effect_has_its_power_by_the_exact_test(n, comparisons):
+    shift = statistics.detectable(2.0, n, comparisons, exact=True)
+    assert shift > 0.97 * statistics.detectable(2.0, n, comparisons)
+    samples = shift + 2 * np.random.default_rng(1).standard_normal((300, n))
+    found = np.mean([comparisons * statistics.permutation_p(x, np.zeros(n)) < 0.05 for x in samples])
+    assert found == pytest.approx(0.8, abs=0.07)
+    assert math.isnan(statistics.detectable(2.0, n, 1000, exact=True))  # too few swaps for so many comparisons
+
+
 def test_detectable_effect_falls_with_runs():
     effects = [statistics.detectable(1, n, 9) for n in (2, 3, 5, 10)]
     assert effects == sorted(effects, reverse=True)
@@ -213,7 +223,7 @@ def test_compare_joins_what_its_parts_say(ten):
     assert table["p_holm"].to_dict() == pytest.approx({"B": 2 * 2.0**-9, "C": table.loc["C", "p"]})
     assert dict(table["verdict"]) == {"B": "higher", "C": "no difference shown"}
     sd = np.sqrt(np.mean([np.var(wide[h] - wide["A"], ddof=1) for h in "BC"]))
-    assert table["detectable"].tolist() == pytest.approx([statistics.detectable(sd, 10, 2)] * 2)
+    assert table["detectable"].tolist() == pytest.approx([statistics.detectable(sd, 10, 2, exact=True)] * 2)
 
 
 def test_lower_can_be_better(ten):

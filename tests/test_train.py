@@ -173,9 +173,23 @@ def test_muon_steps_are_orthogonal_and_keep_the_length_of_kernels(digits, monkey
         assert not torch.equal(p, before[name]), name
 
 
+def test_muon_takes_the_same_steps_in_either_layout(digits, monkeypatch):
+    moved = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        monkeypatch.setattr(torch, "channels_last", layout)
+        m = build(digits)
+        kernels = [p for p in m.parameters() if p.ndim == 4]
+        before = [p.detach().clone() for p in kernels]
+        fit(m, digits, muon_lr=0.05)
+        moved.append([(p.detach() - old).flatten() for p, old in zip(kernels, before, strict=True)])
+    for a, b in zip(*moved, strict=True):  # rounding differs
+        assert torch.cosine_similarity(a.contiguous(), b.contiguous(), dim=0) > 0.9
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("muon_lr", [0.0, 0.05])
-def test_a_kernel_and_its_matrix_share_memory(digits, muon_lr):
-    m = build(digits).to(memory_format=torch.channels_last)
+def test_a_kernel_and_its_matrix_share_memory(digits, muon_lr, layout):
+    m = build(digits).to(memory_format=layout)
     _, kernels = train._optimizers(m, 0.1, 0.9, 0.0, muon_lr)
     assert len(kernels) == (3 if muon_lr else 0)
     for kernel, matrix in kernels.items():

@@ -25,6 +25,13 @@ def record(project, data, scores=None, name=None, **changes):
         study.append(study.folder("results") / f"tuning_{data}.jsonl", entry)
 
 
+def tuned(data, head):
+    """What the tuning chose for a loss."""
+    frame = tuning.recorded(data)
+    best = frame[(frame["head"] == head) & frame["chosen"]].iloc[0]
+    return {"constants": best["constants"], "lr": best["lr"], "muon_lr": best["muon_lr"]}
+
+
 # ---------------------------------------------------------------- the trials
 
 
@@ -95,7 +102,7 @@ def test_a_trial_records_no_test_result(project, monkeypatch):
 
 def test_validation_accuracy_chooses(project):
     record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0), ("CosFace", 6): (0.6, 0.1)})
-    chosen = {h: tuning.tuned("mnist", h) for h in ("ArcFace", "CosFace", "Softmax")}
+    chosen = {h: tuned("mnist", h) for h in ("ArcFace", "CosFace", "Softmax")}
     configs = {h: [c for c in tuning.trials("mnist") if c.head == h] for h in chosen}
     for head, trial in (("ArcFace", 3), ("CosFace", 5), ("Softmax", 0)):
         best = configs[head][trial]
@@ -123,18 +130,43 @@ def test_one_missing_trial_is_named(project):
     record(project, "cifar10")
     path = study.folder("results") / "tuning_cifar10.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    for call in (lambda: tuning.tuned("cifar10", "Softmax"), lambda: study.plan("controlled_cifar10")):
+    for call in (lambda: tuned("cifar10", "Softmax"), lambda: study.plan("controlled_cifar10")):
         with pytest.raises(tuning.Incomplete, match=r"lacks 1 of 80 trials: `python -m lib.study controlled_cifar10`"):
             call()
 
 
-def test_trials_for_a_gpu_go_before_those_for_a_cpu(project):
+def test_trials_for_a_gpu_count_with_the_first_seed_of_their_final_runs(project):
     record(project, "cifar10", {("ArcFace", 1): (0.9, 1.0)})
     record(project, "cifar10", {("ArcFace", 2): (0.8, 1.0)}, full=True)
-    frame = tuning.recorded("cifar10")
-    assert set(frame["epochs"]) == {12} and set(frame["train_size"]) == {0} and set(frame["network"]) == {"AirNet"}
-    assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [2]
-    assert {(c.network, c.epochs) for c in tuning.final("cifar10")} == {("AirNet", 12)}
+
+    def chosen():
+        frame = tuning.recorded("cifar10")
+        trial = frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].item()
+        return trial, set(frame["epochs"]), {(c.network, c.epochs) for c in tuning.final("cifar10")}
+
+    final = tuning.final("cifar10", full=True)
+    assert {(c.network, c.epochs) for c in final} == {("AirNet", 12)} and study.plan(
+        "controlled_cifar10", True
+    ) == final
+    for config in final[: len(tuning.LOSSES)]:
+        assert chosen() == (1, {6}, {("NarrowAirNet", 4)})
+        study.append(study.folder("results") / "controlled_cifar10.jsonl", fake(config))
+    assert chosen() == (2, {12}, {("AirNet", 12)})
+
+
+def test_a_diverging_trial_loses_and_the_others_go_on(project, monkeypatch):
+    configs = [study.recipe("digits", head, seed=tuning.SEED) for head in ("NormFace", "ArcFace")]
+    execute = study.execute
+
+    def diverge(config, progress=True):
+        if config.head == "NormFace":
+            raise FloatingPointError("the loss became nan")
+        return execute(config, progress)
+
+    monkeypatch.setattr(study, "execute", diverge)
+    tuning.runs(configs, "tuning_digits")
+    lost, won = study.read(project / "results/tuning_digits.jsonl").values()
+    assert lost["metrics"] == {"val_accuracy": 0.0} and won["metrics"]["val_accuracy"] > 0.5
 
 
 # ---------------------------------------------------------------- the final runs
