@@ -189,7 +189,7 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
         history, measured = {}, {"diverged": True}
     seconds = time.perf_counter() - start
     record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history, "seconds": seconds}
-    return model, study._rounded(record | study.environment(data.train.labels.device))
+    return model, study._rounded(record | study.environment(data.train.labels.device)) | {"config": record["config"]}
 
 
 def measure(model: models.Classifier, data: datasets.Data, unseen: datasets.Split) -> dict:
