@@ -75,6 +75,8 @@ def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) ->
         ax.plot(scale * values[head], np.full(len(values[head]), row + 0.3), ".", color="0.45", markersize=4)
     ax.set_yticks(range(len(values)), values)
     ax.invert_yaxis()
+    rows = scale * np.array(list(statistics.means(values).values()))
+    _zoom(ax, rows, np.median(rows[:, 0]))
 
 
 def difference(ax: Axes, table: pd.DataFrame) -> None:
@@ -87,6 +89,22 @@ def difference(ax: Axes, table: pd.DataFrame) -> None:
     ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(table)), table.index)
     ax.invert_yaxis()
+    _zoom(ax, table[["mean", "low", "high"]].to_numpy(dtype=float), 0)
+
+
+def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
+    """Limit the axis to the rows (mean, low, high) that lie near the others; of one far away, more than six times as
+    far from the centre as the median row, the mean is written at the edge."""
+    reach = np.nanmax(np.abs(rows - centre), axis=1)
+    far = reach > 6 * np.median(reach)
+    if not far.any() or far.sum() > len(rows) / 4:
+        return
+    low, high = np.nanmin(rows[~far]), np.nanmax(rows[~far])
+    ax.set_xlim(min(low, centre) - 0.3 * (high - low), max(high, centre) + 0.3 * (high - low))
+    for row, (mean, *_) in enumerate(rows):
+        if far[row]:
+            text, x, side = (f"{mean:.3g} →", 0.98, "right") if mean > centre else (f"← {mean:.3g}", 0.02, "left")
+            ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", fontsize=8)
 
 
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
@@ -184,6 +202,8 @@ def margin_courses(ax: Axes, history: dict, classes: list[str], key: str = "marg
     for c, name in enumerate(classes):
         ax.plot(epochs, margins[:, c], color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c])
         ax.annotate(name, (epochs[-1] * 1.02, heights[c]), va="center", fontsize=8, color=CLASS_COLOURS[c])
+    ax.update_datalim([(epochs[-1], height) for height in heights])  # a label outside the axes is not drawn
+    ax.autoscale_view()
     label = {"margins": "margin $m_c$ (radians)", "quality": "mean quality $k$ of the class"}[key]
     ax.set(xlabel="epoch", ylabel=label, xticks=epochs)
 

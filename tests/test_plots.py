@@ -192,3 +192,17 @@ def test_waterfall_marks_means_and_changes(ax):
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
     _, low, high = statistics.interval([-1, 0, 1])
     assert [low, high] in [list(line.get_xdata()) for line in ax.lines]
+
+
+def test_a_row_far_from_the_others_is_written_at_the_edge():
+    table = pd.DataFrame(
+        {"mean": [0.1, -0.1, 0.2, -33.0], "low": [0, -0.3, 0, -35.0], "high": [0.2, 0.1, 0.4, -31.0]},
+        index=["CosFace", "ArcFace", "AdaLoss", "Triplet"],
+    )
+    _, (zoomed, whole) = plt.subplots(1, 2)
+    plots.difference(zoomed, table)
+    assert -1 < zoomed.get_xlim()[0] < -0.3 and 0.4 < zoomed.get_xlim()[1] < 1
+    assert [text.get_text() for text in zoomed.texts] == ["← -33"]
+    plots.difference(whole, table[:3])
+    assert not whole.texts
+    plt.close()

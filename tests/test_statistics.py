@@ -95,22 +95,27 @@ def test_summary():
 
 
 def test_summary_with_bootstrap_intervals():
-    frame = pd.DataFrame({"head": ["A"] * 5 + ["B"], "f1": [0.1, 0.2, 0.3, 0.4, 0.9, 0.5]})
+    frame = pd.DataFrame({"head": ["A"] * 5 + ["B"] * 5, "f1": [0.1, 0.2, 0.3, 0.4, 0.9] + [0.5] * 5})
+    columns = {"F1": ("f1", 100, 1), "recall": ("recall_at_1", 100, 1)}
     mean, low, high = statistics.bootstrap(100 * frame["f1"][:5])
-    table = statistics.summary(frame, {"F1": ("f1", 100, 1), "recall": ("recall_at_1", 100, 1)}, bootstrapped=True)
-    assert list(table["F1"]) == [f"{mean:.1f} [{low:.1f}, {high:.1f}]", "50.0"]
+    table = statistics.summary(frame, columns, bootstrapped=True)
+    assert list(table["F1"]) == [f"{mean:.1f} [{low:.1f}, {high:.1f}]", "50.0 [50.0, 50.0]"]
     assert "recall" not in table  # older records lack it
+    few = frame[:-1]
+    assert statistics.summary(few, columns, bootstrapped=True).equals(statistics.summary(few, columns))
 
 
-def test_bootstrap_of_two_values_by_hand():
-    # of the four samples of two, one gives 0, two 1 and one 2: both ends lie at the outer ones
-    assert statistics.bootstrap([0, 2]) == (1, 0, 2)
-    assert statistics.bootstrap([0, 2], level=0.4) == (1, 1, 1)
-    assert statistics.bootstrap([3, 3, 3]) == (3, 3, 3)
+def test_bootstrap_by_hand():
+    # of all samples of five, a share of 0.00032 each is 0 or 10 in all draws, and ten times as many in all but one
+    values = [0, 0, 0, 0, 10]
+    mean, low, high = statistics.bootstrap(values)
+    assert (mean, low) == (2, 0) and high == 6  # three or more tens: 5.8 %, four or more: 0.7 %
+    assert statistics.bootstrap([3] * 5) == (3, 3, 3)
 
 
-def test_bootstrap_of_one_value_has_no_width():
-    mean, low, high = statistics.bootstrap([3])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_bootstrap_of_too_few_values_has_no_width(n):
+    mean, low, high = statistics.bootstrap([3] * n)
     assert mean == 3 and math.isnan(low) and math.isnan(high)
 
 
@@ -137,7 +142,9 @@ def test_convergence_does_not_average_over_some_of_the_runs():
     slow = {"val_accuracy": [0.1, 0.2, 0.3, 0.8], "seconds": [2.0, 4.0, 6.0, 8.0]}
     frame = pd.DataFrame({"head": ["A", "A"], "history": [HISTORY, slow]})
     table = statistics.convergence(frame, [0.8, 0.9])
-    assert table.loc["A"].tolist() == [2, "3.0 [2.0, 4.0]", "6 [4, 8]", "1 of 2 runs", "1 of 2 runs"]
+    assert table.loc["A"].tolist() == [2, "3.0", "6", "1 of 2 runs", "1 of 2 runs"]
+    table = statistics.convergence(pd.DataFrame({"head": "A", "history": [HISTORY] * 3 + [slow] * 3}), [0.8])
+    assert table.loc["A"].tolist() == [6, "3.0 [2.3, 3.7]", "6 [5, 7]"]
 
 
 # ---------------------------------------------------------------- paired comparison
@@ -168,7 +175,9 @@ def test_holm_by_hand():
 def test_improvement_by_hand():
     p, low, high = statistics.improvement(np.array([1.0, 3, 5]), np.array([2.0, 3, 0]))
     assert p == pytest.approx((1 + 0 + 0 + 1 + 0.5 + 1 + 1 + 1 + 1) / 9)  # as Mann and Whitney's U over 9
-    assert p == stats.mannwhitneyu([1, 3, 5], [2, 3, 0]).statistic / 9 and 0 <= low <= p <= high <= 1
+    assert p == stats.mannwhitneyu([1, 3, 5], [2, 3, 0]).statistic / 9 and math.isnan(low) and math.isnan(high)
+    p, low, high = statistics.improvement(np.array([1.0, 3, 5, 1, 2]), np.array([2.0, 3, 0, 1, 1]))
+    assert 0 <= low <= p <= high <= 1
     assert statistics.improvement(np.array([2.0]), np.array([1.0]))[0] == 1
 
 
