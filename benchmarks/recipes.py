@@ -103,12 +103,12 @@ def plan(names, seeds: int) -> list[Run]:
     return [Run(machine, *arm, seed) for seed in range(seeds) for arm in (arms[:2] if study.smoke() else arms)]
 
 
-def train_one(run: Run, deadline: float, threads: int) -> tuple[Run, dict, bytes]:
+def train_one(run: Run, _progress: bool) -> tuple[dict, bytes]:
     change = CHANGES[run.recipe][run.change] if run.change else {}
     config = dataclasses.replace(RECIPES[run.recipe], seed=run.seed, **({} if isinstance(change, str) else change))
     with PARTS[change]() if isinstance(change, str) else contextlib.nullcontext():
         record = study.execute(study.shrunk(config), progress=False)[2]
-    return run, record | {"config": dataclasses.asdict(run), "settings": record["config"]}, b""
+    return record | {"config": dataclasses.asdict(run), "settings": record["config"]}, b""
 
 
 def measure(names=tuple(RECIPES), seeds: int = 3) -> None:

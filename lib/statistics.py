@@ -1,8 +1,8 @@
 """What repeated runs show: intervals over seeds, and differences between losses.
 
 Runs of one seed share initial weights and data order, so losses are compared seed by seed. Which interval
-is which: ``means`` and ``differences`` assume normal noise of one size and pool it over all losses, which
-is what two or three seeds allow; ``bootstrap`` and ``compare`` use a loss's own runs, and need five or more.
+is which: ``means`` and ``differences`` assume normal noise of one size and pool it over all losses but ``APART``,
+which is what two or three seeds allow; ``bootstrap`` and ``compare`` use a loss's own runs, and need five or more.
 """
 
 import functools
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+APART = ("Triplet",)  # trained in another way and with another spread: theirs is estimated from their own runs
 ENOUGH = 5  # runs for a bootstrap: of two, its 95 % interval would hold the true mean in half of the cases
 
 
@@ -42,10 +43,13 @@ def means(groups: dict[str, np.ndarray], level: float = 0.95) -> dict[str, np.nd
     """Mean and interval of each group of runs: (mean, low, high), stacked in front of further axes.
 
     groups: values (n,) or (n, epochs) per loss, over seeds. Student's t with one deviation for
-    all groups, pooled over them (sum of n - 1 degrees of freedom): a few seeds alone estimate it
-    badly. The intervals are NaN if no group has a second run.
+    all groups but ``APART``, pooled over them (sum of n - 1 degrees of freedom): a few seeds alone
+    estimate it badly. The intervals are NaN if no group has a second run.
     """
     groups = {name: np.asarray(values, dtype=float) for name, values in groups.items()}
+    if len(groups) > 1 and not groups.keys().isdisjoint(APART):
+        found = means({name: v for name, v in groups.items() if name not in APART}, level)
+        return {name: found[name] if name in found else means({name: v}, level)[name] for name, v in groups.items()}
     df = sum(len(v) - 1 for v in groups.values())
     squares = sum(((v - v.mean(0)) ** 2).sum(0) for v in groups.values())
     half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(squares / df) if df else np.nan
@@ -122,31 +126,42 @@ def differences(
     The runs of one seed share initial weights and data order, so a value is modelled as an effect
     of its loss plus an effect of its seed plus noise (randomised blocks, least squares). The
     intervals hold for all comparisons at once with 95 % (Bonferroni), so that one of many does not
-    look like a finding by chance. The noise of all losses together estimates one spread, so that three
+    look like a finding by chance. The noise of all losses but ``APART`` together estimates one spread, so that three
     losses and two seeds already have an interval; ``compare`` adds what rests on a loss's own runs.
     """
-    names, seeds = list(frame["head"].unique()), list(frame["seed"].unique())
+    names = list(frame["head"].unique())
     heads = [head for head in heads or names if head != reference]
     if not heads or not {reference, *heads} <= set(names):
         raise ValueError(f"no runs to compare with {reference}: there are runs of {', '.join(names)}")
+    rows = []
+    for head in heads:
+        mean, error, df = _contrast(_pool(frame, head, reference), metric, head, reference)
+        mean, half = factor * mean, factor * error * stats.t.ppf(1 - 0.025 / len(heads), df)
+        verdict = "higher" if mean > half else "lower" if mean < -half else "no difference shown"
+        verdict = verdict if df else "one seed: open"
+        n = int((frame["head"] == head).sum())
+        rows.append({"loss": head, "n": n, "mean": mean, "low": mean - half, "high": mean + half, "verdict": verdict})
+    return pd.DataFrame(rows).set_index("loss")
+
+
+def _pool(frame: pd.DataFrame, head: str, reference: str) -> pd.DataFrame:
+    """The runs that estimate the noise of head minus reference."""
+    alone = frame["head"].isin([head, reference])
+    return frame[alone | ~frame["head"].isin(APART) & (head not in APART)]
+
+
+def _contrast(frame: pd.DataFrame, metric: str, head: str, reference: str) -> tuple[float, float, int]:
+    """Head minus reference in the model of ``differences``, its standard error, and the noise's degrees of freedom."""
+    names, seeds = list(frame["head"].unique()), list(frame["seed"].unique())
     loss = frame["head"].to_numpy()[:, None] == np.array(names, dtype=object)  # (runs, losses)
     block = frame["seed"].to_numpy()[:, None] == np.array(seeds[1:])  # (runs, seeds - 1)
-    X, y = np.hstack([loss, block]).astype(float), factor * frame[metric].to_numpy(dtype=float)
+    X, y = np.hstack([loss, block]).astype(float), frame[metric].to_numpy(dtype=float)
     effects, _, rank, _ = np.linalg.lstsq(X, y)
     df = len(y) - rank
     variance = np.sum((y - X @ effects) ** 2) / df if df else np.nan
-    covariance = variance * np.linalg.pinv(X.T @ X)
-    t = stats.t.ppf(1 - 0.025 / len(heads), df)
-    rows = []
-    for head in heads:
-        contrast = np.zeros(X.shape[1])
-        contrast[names.index(head)], contrast[names.index(reference)] = 1, -1
-        mean, half = contrast @ effects, t * np.sqrt(contrast @ covariance @ contrast)
-        verdict = "higher" if mean > half else "lower" if mean < -half else "no difference shown"
-        verdict = verdict if df else "one seed: open"
-        n = int(loss[:, names.index(head)].sum())
-        rows.append({"loss": head, "n": n, "mean": mean, "low": mean - half, "high": mean + half, "verdict": verdict})
-    return pd.DataFrame(rows).set_index("loss")
+    contrast = np.zeros(X.shape[1])
+    contrast[names.index(head)], contrast[names.index(reference)] = 1, -1
+    return contrast @ effects, np.sqrt(variance * contrast @ np.linalg.pinv(X.T @ X) @ contrast), df
 
 
 def compare(
@@ -166,7 +181,7 @@ def compare(
     the loss beats a run of the reference (Agarwal et al. 2021, arXiv 2108.13264), ties half; lower_is_better
     says what beats means. verdict: by p_holm at 5 %, or, with too few seeds for that test (see ``power_note``), by
     the interval. detectable: ``detectable`` by that test, or by the interval's t test, for the spread of the paired
-    differences pooled over the losses.
+    differences pooled over the losses but ``APART``.
     Raises ValueError if the metric is missing in some run.
     """
     if metric not in frame or frame[metric].isna().any():
@@ -182,11 +197,14 @@ def compare(
         better = improvement(y, x) if lower_is_better else improvement(x, y)
         table.loc[head, columns] = [len(x), *bootstrap(x - y)[1:], permutation_p(x, y), d, *better]
     table["p_holm"] = holm(table["p"])
-    variances = [np.var(x - y, ddof=1) for x, y in pairs.values() if len(x) > 1]
-    sd = np.mean(variances) ** 0.5 if variances else np.nan
-    pooled = len(frame) - frame["head"].nunique() - len(wide) + 1
     exact = _reaches(table)
-    table["detectable"] = [detectable(sd, n, len(table), None if exact else pooled, exact) for n in table["n"]]
+    for head in table.index:
+        alike = [head] if head in APART else [other for other in pairs if other not in APART]
+        variances = [np.var(x - y, ddof=1) for x, y in map(pairs.get, alike) if len(x) > 1]
+        sd = np.mean(variances) ** 0.5 if variances else np.nan
+        runs = _pool(frame, head, reference)
+        df = len(runs) - runs["head"].nunique() - runs["seed"].nunique() + 1
+        table.loc[head, "detectable"] = detectable(sd, len(pairs[head][0]), len(table), None if exact else df, exact)
     if exact:
         effect = np.where(table["mean"] > 0, "higher", "lower")
         table["verdict"] = np.where(table["p_holm"] < 0.05, effect, "no difference shown")
@@ -309,9 +327,11 @@ def power_note(table: pd.DataFrame, unit: str, digits: int = 2) -> str:
     smallest = 2.0 ** (1 - n)
     corrected = f"{min(1, k * smallest):.2g} after correction for {k} comparison{'s' * (k > 1)}"
     verdict = "" if _reaches(table) else ": it cannot reach 5 %, and the verdicts rest on the intervals alone"
+    found = table.loc[~table.index.isin(APART), "detectable"].max()
     return (
         f"With {n} seeds the exact test cannot give a p below {smallest:.2g}, {corrected}{verdict}. A true difference "
-        f"of {table['detectable'].max():.{digits}f}{unit and ' '}{unit} would have been found with 80 % probability."
+        f"of {found:.{digits}f}{unit and ' '}{unit} would have been found with 80 % probability"
+        f"{' (Triplet aside, whose noise is its own)' * any(table.index.isin(APART))}."
     )
 
 

@@ -303,8 +303,8 @@ def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | 
 def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budget: float | None = None) -> dict:
     """What ``runs`` does for configs of any dataclass; returns their records by config.
 
-    train_one(config, deadline, threads), in a worker: config, record and embeddings (or b""), or None
-    after the deadline; threads: 0 for as many as there are.
+    train_one(config, progress), in a worker, which may be on another machine: the record and the embeddings to
+    keep (or b""); progress: show a bar? Nothing is written there.
     """
     path = folder("results") / f"{study}.jsonl"
     configs = list(dict.fromkeys(configs))
@@ -316,12 +316,12 @@ def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budg
     workers = joblib.effective_n_jobs(n_jobs)
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
     jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(
-        joblib.delayed(train_one)(config, deadline, threads) for config in missing
+        joblib.delayed(_in_time)(train_one, config, deadline, threads) for config in missing
     )
     trained = {}
-    for result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
+    for config, result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
         if result:
-            config, record, packed = result
+            record, packed = result
             record["jobs"] = workers  # that shared the machine: its seconds compare with their like only
             append(path, record)
             trained[config] = record
@@ -337,6 +337,15 @@ def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budg
         with open(log, "a") as file:
             file.write(report + "\n")
     return {c: records[c] for c in done}
+
+
+def _in_time(train_one, config, deadline: float, threads: int):
+    """config and what train_one makes of it with so many threads (0: as many as there are); None after the deadline."""
+    if time.time() >= deadline:
+        return config, None
+    if threads:
+        torch.set_num_threads(threads)
+    return config, train_one(config, not threads)
 
 
 def finished(configs: list[Config], study: str) -> pd.DataFrame:
@@ -365,15 +374,10 @@ def _check_writable(path: Path) -> None:
         raise OSError(f"{path} cannot be written ({error.strerror}): make the folder writable") from error
 
 
-def _train_one(config: Config, deadline: float, threads: int, keep: bool) -> tuple[Config, dict, bytes] | None:
-    """One run in a worker, which may be on another machine: nothing is written here. keep: also the
-    embeddings of seed 0."""
-    if time.time() >= deadline:
-        return None
-    if threads:
-        torch.set_num_threads(threads)
-    model, data, record = execute(config, progress=not threads)
-    return config, record, _packed(model, data, record) if keep and config.seed == 0 else b""
+def _train_one(config: Config, progress: bool, keep: bool) -> tuple[dict, bytes]:
+    """keep: also the embeddings of seed 0."""
+    model, data, record = execute(config, progress)
+    return record, _packed(model, data, record) if keep and config.seed == 0 else b""
 
 
 def embeddings(config: Config) -> dict:

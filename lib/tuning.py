@@ -87,16 +87,15 @@ def runs(configs: list[study.Config], name: str, *, n_jobs: int = 1, budget: flo
     study.collect(configs, name, study.Config, _train_one, n_jobs=n_jobs, budget=budget)
 
 
-def _train_one(config: study.Config, deadline: float, threads: int) -> tuple[study.Config, dict, bytes] | None:
+def _train_one(config: study.Config, progress: bool) -> tuple[dict, bytes]:
     try:
-        result = study._train_one(config, deadline, threads, keep=False)
+        record = study.execute(config, progress)[2]
     except FloatingPointError:  # a trial that diverges has lost, and the others go on
-        record = {"config": dataclasses.asdict(config), "metrics": {"val_accuracy": 0.0}, "seconds": 0.0}
         history = {"val_accuracy": [0.0], "val_loss": [math.inf]}
-        return config, {**record, "history": history, **study.environment(train.best_device())}, b""
-    if result:  # what is not recorded cannot be looked at
-        result[1]["metrics"] = {"val_accuracy": result[1]["metrics"]["val_accuracy"]}
-    return result
+        record = {"config": dataclasses.asdict(config), "metrics": {"val_accuracy": 0.0}, "history": history}
+        record |= {"seconds": 0.0, **study.environment(train.best_device())}
+    # what is not recorded cannot be looked at
+    return record | {"metrics": {"val_accuracy": record["metrics"]["val_accuracy"]}}, b""
 
 
 def recorded(data: str, full: bool | None = None) -> pd.DataFrame:
@@ -170,7 +169,7 @@ def answer(frame: pd.DataFrame, heads=("CurricularFace", "AdaFace", "AdaLoss")) 
             for head, row in table.iterrows()
             if head in heads
         ]
-        found = f"{table['detectable'].max():.{decimals}f} would have been found with 80 % probability"
+        found = f"{table.at['AdaLoss', 'detectable']:.{decimals}f} would have been found with 80 % probability"
         notes = ", ".join([unit] * bool(unit) + [f"a true difference of {found}"] * bool(table["n"].min() > 1))
         sentences.append(f"*{title}*{f' ({notes})' * bool(notes)}: {'; '.join(parts)}.")
         wins += [title] * (table.loc["AdaLoss", "verdict"] == better)

@@ -6,7 +6,7 @@ import pytest
 
 from lib import replicas, statistics, study, tuning
 
-README = (study.PROJECT / "README.md").read_text(encoding="utf-8")
+README = " ".join((study.PROJECT / "README.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("name", tuning.SEEDS)

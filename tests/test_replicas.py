@@ -538,12 +538,13 @@ def test_gaps_change_only_the_reading_first():
 def test_s3_waits_for_its_search(project, monkeypatch):
     trained = []
 
-    def train_one(run, deadline, threads):
-        if len(trained) < allowed:  # then the budget is spent
-            trained.append("search" if run.evaluated == "val" else run)
-            return run, fake(run, 0.5 + run.lr), b""
+    def in_time(train_one, run, deadline, threads):
+        if len(trained) == allowed:  # the budget is spent
+            return run, None
+        trained.append("search" if run.evaluated == "val" else run)
+        return run, (fake(run, 0.5 + run.lr), b"")
 
-    monkeypatch.setattr(replicas, "_train_one", train_one)
+    monkeypatch.setattr(study, "_in_time", in_time)
     allowed = 10
     replicas.runs(["s3_mnist", "fp32"])
     assert [run.fp32 for run in trained[:3]] == [True] * 3 and trained[3:] == ["search"] * 7  # no rates, no S3

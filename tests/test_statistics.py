@@ -282,3 +282,21 @@ def test_readable_shows_every_number(ten):
     assert row["difference"] == statistics.bracket(table.loc["B"], 1)
     assert row["bootstrap 95 %"] == f"[{table.loc['B', 'boot_low']:+.1f}, {table.loc['B', 'boot_high']:+.1f}]"
     assert row["p (Holm)"] == "0.004" and row["P(better)"].startswith(f"{table.loc['B', 'improvement']:.2f} [")
+
+
+def test_triplet_neither_widens_the_other_intervals_nor_borrows_their_spread(ten):
+    rng = np.random.default_rng(3)
+    wild = pd.DataFrame([{"head": "Triplet", "seed": s, "f1": rng.normal(0.5, 0.2)} for s in range(10)])
+    both = pd.concat([ten, wild], ignore_index=True)
+    table, without = (statistics.compare(frame, "f1", "A", ["B", "C"]) for frame in (both, ten))
+    pd.testing.assert_frame_equal(table, without)
+    every = statistics.compare(both, "f1", "A")
+    wide = both.pivot(index="seed", columns="head", values="f1")
+    test = stats.ttest_rel(wide["Triplet"], wide["A"]).confidence_interval(1 - 0.05 / 3)  # three comparisons
+    assert tuple(every.loc["Triplet", ["low", "high"]]) == pytest.approx((test.low, test.high))
+    sd = (wide["Triplet"] - wide["A"]).std()
+    assert every.loc["Triplet", "detectable"] == pytest.approx(statistics.detectable(sd, 10, 3, exact=True))
+    assert "(Triplet aside, whose noise is its own)" in statistics.power_note(every, "x")
+    values, alone = statistics.by_loss(both, "f1"), statistics.by_loss(ten, "f1")
+    np.testing.assert_allclose(statistics.means(values)["A"], statistics.means(alone)["A"])
+    np.testing.assert_allclose(statistics.means(values)["Triplet"], statistics.interval(values["Triplet"]))
