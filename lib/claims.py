@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import data, export, losses, replicas, statistics, study
+from lib import ablation, data, export, losses, replicas, statistics, study, tuning
 
 SOURCE = Path(__file__).resolve().parent.parent / "results" / "claims_source.csv"
 OPEN = "not testable here"
@@ -261,6 +261,18 @@ def margins(found, row):
     return figure, effect_verdict(figure)
 
 
+def controlled(found, row):
+    """Is the metric of a above that of b in the controlled study or its ablation?"""
+    try:
+        frame = CONTROLLED[row.plans]()
+    except ValueError as error:
+        raise replicas.Incomplete(str(error)) from None
+    wide = row.factor * frame.pivot(index="seed", columns="head", values=row.metric)
+    gap = wide[row.a] - wide[row.b]
+    figure = Figure(*statistics.interval(gap), len(gap), f"{frame['epochs'].iloc[0]} epochs")
+    return figure, effect_verdict(figure)
+
+
 def untested(found, row):
     return Figure(), OPEN
 
@@ -376,12 +388,21 @@ DELIVERED = {
     ),
 }
 
+CONTROLLED = {
+    "controlled_mnist": functools.partial(tuning.finished, "mnist"),
+    "controlled_cifar10": functools.partial(tuning.finished, "cifar10"),
+    "ablation_cifar10": ablation.finished,
+}
+
 # ---------------------------------------------------------------- the ledger
 
 KINDS = {
     f.__name__: f
-    for f in (value, effect, influence, presence, harder, outlier, best, margins, exact, noise, delivered, untested)
-}
+    for f in (
+        value, effect, influence, presence, harder, outlier, best, margins, controlled, exact, noise, delivered,
+        untested,
+    )
+}  # fmt: skip
 
 
 def claims() -> pd.DataFrame:
@@ -435,7 +456,7 @@ def main() -> None:
             raise ValueError(f"there is no claim {min(unknown)}: choose from 1 to {len(table)}")
         plans = dict.fromkeys(" ".join(table.loc[numbers, "plans"]).split())
         for name in plans:
-            if name.replace("waterfall", "s1") not in plans or name.startswith("s1"):  # else it only stands in
+            if name.startswith("s1") or name.replace("waterfall", "s1") not in {*plans} - {name}:  # else it stands in
                 train_missing(name)
         if not numbers:
             return write(ledger(replicas.recorded()))
@@ -446,14 +467,14 @@ def main() -> None:
 
 
 def train_missing(name: str) -> None:
-    """Train a plan of which no seed is complete, or, with RETRAIN=1, anew."""
+    """Train a plan, or a study, of which no seed is complete, or, with RETRAIN=1, anew."""
     try:
-        replicas.complete(name, replicas.read())
+        CONTROLLED[name]() if name in CONTROLLED else replicas.complete(name, replicas.read())
         if os.environ.get("RETRAIN") != "1":
             return
-    except replicas.Incomplete:
+    except ValueError:  # nothing is recorded
         pass
-    replicas.runs([name])
+    study.train_missing([name]) if name in CONTROLLED else replicas.runs([name])
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ local function inlines_of(inlines)
   return inlines
 end
 
+-- a table stays on one page, unless it is longer than that
+local function table_of(block)
+  define(block)
+  local rows = 0
+  for _, body in ipairs(block.bodies) do rows = rows + #body.body end
+  if rows <= 30 then return nil end
+  local open = "#[\n#show figure.where(kind: table): set block(breakable: true)"
+  return { pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") }
+end
+
 local function listing(block)
   local caption = block.attributes.caption
   if not caption then return nil end
@@ -118,7 +128,7 @@ return {
   {
     Inlines = inlines_of,
     Header = define,
-    Table = define,
+    Table = table_of,
     Figure = define,
     Image = image,
     CodeBlock = listing,

@@ -104,7 +104,8 @@ def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
     for row, (mean, *_) in enumerate(rows):
         if far[row]:
             text, x, side = (f"{mean:.3g} →", 0.98, "right") if mean > centre else (f"← {mean:.3g}", 0.02, "left")
-            ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", fontsize=8)
+            style = {"fontsize": 8, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
+            ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", **style)
 
 
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:

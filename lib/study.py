@@ -430,6 +430,21 @@ def _keep_embeddings(config: Config, packed: bytes) -> None:
     temporary.replace(path)
 
 
+def train_missing(studies, full: bool = False, *, n_jobs: int = 1, budget: float | None = None) -> None:
+    """Train what these studies lack; before the final runs of the controlled study, its trials."""
+    from lib import tuning  # it builds on this module
+
+    start = time.time()
+    for study in studies:
+        for part in [study.replace("controlled", "tuning"), study] if study.startswith("controlled") else [study]:
+            left = None if budget is None else budget - (time.time() - start)
+            train_all = tuning.runs if part.startswith("tuning") else runs
+            try:
+                train_all(plan(part, full), part, n_jobs=n_jobs, budget=left)
+            except tuning.Incomplete as error:  # the budget ended before the trials did
+                print(f"{part} waits: {error}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train what is missing of the studies.")
     parser.add_argument("studies", nargs="*", default=[*MAIN, *LATER], help=", ".join([*MAIN, *LATER]))
@@ -439,20 +454,10 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
     options = parser.parse_args()
-    start = time.time()
-    from lib import tuning  # it builds on this module
-
     try:
         for study in {*options.studies} - {*LATER}:
             plan(study)  # a wrong name stops before anything is trained
-        for study in options.studies:
-            for part in [study.replace("controlled", "tuning"), study] if study.startswith("controlled") else [study]:
-                left = None if options.budget is None else options.budget - (time.time() - start)
-                train_all = tuning.runs if part.startswith("tuning") else runs
-                try:
-                    train_all(plan(part, options.full), part, n_jobs=options.jobs, budget=left)
-                except tuning.Incomplete as error:  # the budget ended before the trials did
-                    print(f"{part} waits: {error}")
+        train_missing(options.studies, options.full, n_jobs=options.jobs, budget=options.budget)
     except torch.OutOfMemoryError:
         sys.exit("error: the device has no memory left: lower --jobs")
     except (ValueError, OSError, FloatingPointError) as error:

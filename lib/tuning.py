@@ -157,24 +157,28 @@ def compare(frame: pd.DataFrame, metric: str, reference: str = "ArcFace", heads:
     return statistics.compare(frame, metric, reference, heads, factor, lower_is_better)
 
 
-def answer(frame: pd.DataFrame, heads=("CurricularFace", "AdaFace", "AdaLoss")) -> str:
-    """Do these adaptive losses beat ArcFace? Each of ``QUESTIONS`` in a sentence, from the comparison of all losses."""
-    sentences, wins = [], []
+def answer(frame: pd.DataFrame, others=("CurricularFace", "AdaFace")) -> str:
+    """Does AdaLoss beat ArcFace? A paragraph on ``QUESTIONS``, from the comparison of all losses, with what these other
+    adaptive losses show."""
+    said, wins, found = [], [], {head: [] for head in others}
     for metric, (title, _, unit, decimals, lower_is_better) in QUESTIONS.items():
+        better = "lower" if lower_is_better else "higher"
         table = compare(frame, metric)
-        better, worse = ("lower", "higher") if lower_is_better else ("higher", "lower")
-        said = {better: "better than ArcFace", worse: "worse than ArcFace"}
-        parts = [
-            f"{head} {statistics.bracket(row, decimals)}, {said.get(row['verdict'], row['verdict'])}"
-            for head, row in table.iterrows()
-            if head in heads
-        ]
-        found = f"{table.at['AdaLoss', 'detectable']:.{decimals}f} would have been found with 80 % probability"
-        notes = ", ".join([unit] * bool(unit) + [f"a true difference of {found}"] * bool(table["n"].min() > 1))
-        sentences.append(f"*{title}*{f' ({notes})' * bool(notes)}: {'; '.join(parts)}.")
-        wins += [title] * (table.loc["AdaLoss", "verdict"] == better)
-    shown = f"beats the fixed margin in {' and '.join(wins)}" if wins else "is not shown to beat the fixed margin"
-    return f"{' '.join(sentences)} Over {frame['seed'].nunique()} seeds, AdaLoss {shown}."
+        texts = {head: f"{statistics.bracket(row, decimals)} {unit}".strip() for head, row in table.iterrows()}
+        row = table.loc["AdaLoss"]
+        verdict = {"higher": "worse", "lower": "worse", better: "better"}.get(row["verdict"], row["verdict"])
+        wins += [title] * (verdict == "better")
+        power = f" (one of {row['detectable']:.{decimals}f} would have been found with 80 % probability)"
+        said.append(f"{title} {texts['AdaLoss']}, {verdict}{power * (verdict == 'no difference shown')}")
+        for head in table.index.intersection(others):
+            if (verdict := table.at[head, "verdict"]) in ("higher", "lower"):
+                found[head].append(f"{'better' if verdict == better else 'worse'} in {title} ({texts[head]})")
+    end = f"beats the fixed margin in {' and '.join(wins)}" if wins else "is not shown to beat the fixed margin"
+    rest = "; ".join(f"{head} is {' and '.join(parts)}" for head, parts in found.items() if parts)
+    return (
+        f"AdaLoss minus ArcFace: {'; '.join(said)}. Over {frame['seed'].nunique()} seeds, AdaLoss {end}. Of the other "
+        f"adaptive losses, {rest or 'none is shown to differ from ArcFace'}."
+    )
 
 
 def written(constants) -> str:

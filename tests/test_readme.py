@@ -23,6 +23,23 @@ def test_adaptive_minus_fixed(name):
     assert statistics.bracket(row) in README
 
 
+def test_beside_softmax():
+    tables = [
+        tuning.compare(tuning.finished(name), "test_accuracy", "Softmax").drop("Triplet") for name in tuning.SEEDS
+    ]
+    mnist, cifar10 = tables
+    ((head, row),) = mnist[mnist["verdict"] != "no difference shown"].iterrows()
+    assert f"one of them, {head}, by {row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in README
+    assert set(cifar10["verdict"]) == {"lower"} and len(cifar10) == 8
+    assert f"by {-cifar10['mean'].max():.2f} to {-cifar10['mean'].min():.2f} points" in README
+    assert f"(intervals from {-cifar10['high'].max():.2f} to {-cifar10['low'].min():.2f})" in README
+
+
+def test_seeds():
+    seeds = [tuning.finished(name)["seed"].nunique() for name in tuning.SEEDS]
+    assert f"controlled study, {seeds[0]} and {seeds[1]} seeds" in README
+
+
 @pytest.mark.parametrize("name", tuning.SEEDS)
 def test_published_gap(name):
     _, by_seed = replicas.complete(f"s1_{name}", replicas.read())

@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import claims, losses, replicas, study
+from lib import claims, losses, replicas, statistics, study
 
 LIB = Path(replicas.__file__).parent
 ARCFACE, ADALOSS = (replicas.s1("mnist", loss, 1, 0) for loss in ("ArcFace", "AdaLoss"))
@@ -362,7 +363,7 @@ def test_typed_table_is_whole():
     assert len(table) >= 30 and list(table.index) == list(range(1, len(table) + 1))
     assert set(table["source"]) == {"S1", "S2", "S3", "S4", "S5"}
     assert set(table["kind"]) <= set(claims.KINDS)
-    assert set(" ".join(table["plans"]).split()) <= set(replicas.PLANS)
+    assert set(" ".join(table["plans"]).split()) <= {*replicas.PLANS, *claims.CONTROLLED}
     assert not table.duplicated(["source", "claim"]).any() and not (table[["claim", "test"]] == "").any(axis=None)
     needs = table["kind"].isin(["value", "outlier", "exact"])
     assert (table["published"].notna() == needs).all() and (table["tolerance"].notna() == needs).all()
@@ -502,6 +503,29 @@ def test_geometry_needs_no_records():
     assert set(table["verdict"]) <= set(claims.VERDICTS)
     open_rows = table[table["verdict"] == claims.OPEN]
     assert set(open_rows["source"]) == {"S1", "S2", "S3", "S5"} and (open_rows["figure"] == "").all()
+
+
+def test_controlled_study_answers_claims(monkeypatch, capsys):
+    rows = [("ArcFace", seed, 0.90 + seed / 100) for seed in range(3)]
+    rows += [("AdaLoss", seed, 0.91 + seed / 100 + seed / 1000) for seed in range(3)]
+    frame = pd.DataFrame(rows, columns=["head", "seed", "test_accuracy"]).assign(epochs=4)
+    monkeypatch.setitem(claims.CONTROLLED, "controlled_mnist", lambda: frame)
+    row = claims.ledger({}, numbers("MNIST: a tuned adaptive mechanism")).iloc[0]
+    mean, low, high = statistics.interval([1.0, 1.1, 1.2])
+    assert row["figure"] == f"{mean:.2f} [{low:.2f}, {high:.2f}] points" and row["verdict"] == "reproduced"
+    assert row["n"] == 3 and row["setting"] == "4 epochs"
+
+    def nothing():
+        raise ValueError("no complete seed")
+
+    monkeypatch.setitem(claims.CONTROLLED, "controlled_mnist", nothing)
+    number = numbers("MNIST: a tuned adaptive mechanism")
+    assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
+    trained = []
+    monkeypatch.setattr(study, "train_missing", trained.append)
+    monkeypatch.setattr(sys, "argv", ["claims", str(number[0])])
+    claims.main()
+    assert trained == [["controlled_mnist"]] and "not testable here" in capsys.readouterr().out
 
 
 def test_equations_can_fail():

@@ -219,9 +219,16 @@ def outcomes(**gains):
 )  # fmt: skip
 def test_the_answer_follows_the_runs(gains, ends):
     text = tuning.answer(outcomes(**gains))
-    assert text.endswith(ends)
+    assert f" {ends} Of the other adaptive losses, none is shown to differ" in text
     worse = gains.get("test_accuracy", 0) < 0 or gains.get("angle_ratio", 0) > 0
-    assert ("worse than ArcFace" in text) == worse
+    assert ("], worse" in text) == worse
+
+
+def test_the_answer_names_other_adaptive_losses():
+    frame = outcomes(angle_ratio=0.05)
+    adaface = frame[frame["head"] == "AdaLoss"].assign(head="AdaFace")
+    text = tuning.answer(pd.concat([frame, adaface], ignore_index=True))
+    assert "Of the other adaptive losses, AdaFace is worse in angle within / between (+0.050 [" in text
 
 
 def test_the_command_trains_trials_before_final_runs(project, monkeypatch, capsys):
