@@ -48,7 +48,7 @@ submission: .venv/.installed ## LASTNAME=… FIRSTNAME=… ID=…: the zip to ha
 	@$(PY) -m lib.export submission "$$LASTNAME" "$$FIRSTNAME" "$$ID"
 
 colab: .venv/.installed ## REPO=owner/name: write the repository's address and the Colab badges
-	@$(PY) -m lib.export colab "$$REPO"
+	@$(PY) -m lib.colab "$$REPO"
 
 study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time FULL=1 on a GPU
 	@$(PY) -m lib.study $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)

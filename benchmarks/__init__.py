@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import study
+from lib import store
 
 
 def spread(values) -> dict[str, float]:
@@ -17,9 +17,9 @@ def spread(values) -> dict[str, float]:
 
 def keep(name: str, rows: list[dict], device: torch.device, **versions: str) -> None:
     """Record one measurement, and print its rows."""
-    record = {"benchmark": name, "rows": rows, **study.environment(device)}
+    record = {"benchmark": name, "rows": rows, **store.environment(device)}
     record["versions"].update(versions)
-    study.append(study.folder("results") / "benchmarks.jsonl", study._rounded(record))
+    store.append(store.folder("results") / "benchmarks.jsonl", store.rounded(record))
     print(f"\n{name}: {record['device']}, torch {torch.__version__}\n")
     print(pd.json_normalize(rows).to_string(index=False, float_format="{:.3g}".format), flush=True)
 
@@ -27,7 +27,7 @@ def keep(name: str, rows: list[dict], device: torch.device, **versions: str) -> 
 def recorded(name: str, *each: str) -> pd.DataFrame:
     """The rows of the newest measurement on each device, and for each value of further columns. Raises
     ValueError if there is none."""
-    path = study.folder("results") / "benchmarks.jsonl"
+    path = store.folder("results") / "benchmarks.jsonl"
     frames = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:

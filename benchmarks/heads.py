@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import keep, spread
-from lib import losses, scale, study, train
+from lib import losses, scale, store, train
 
 B, D, S, M = 512, 128, 64.0, 0.5  # batch, dimension, and the constants usual for faces
 PEER = "pytorch-metric-learning"
@@ -134,7 +134,7 @@ def memory(method: str, classes: list[int]) -> list[int | None]:
     """``extra_memory`` for each number of classes, in a process of its own."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc: freed memory goes back at once
     command = [sys.executable, "-m", "benchmarks.heads", method, *map(str, classes)]
-    done = subprocess.run(command, env=environment, cwd=study.PROJECT, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=store.PROJECT, capture_output=True, text=True)
     if done.returncode:
         cause = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}, perhaps for want of memory"])[-1]
         raise RuntimeError(f"{method}: {cause}")
@@ -142,7 +142,7 @@ def memory(method: str, classes: list[int]) -> list[int | None]:
 
 
 def main() -> None:
-    classes, budget = ([10, 1000], 0.1) if study.smoke() else ([10, 10**3, 10**5, 10**6], 15)
+    classes, budget = ([10, 1000], 0.1) if store.smoke() else ([10, 10**3, 10**5, 10**6], 15)
     device = train.best_device()
     used = {method: dict(zip(classes, memory(method, classes), strict=True)) for method in METHODS}
     limit_memory()

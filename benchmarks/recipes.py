@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import keep
-from lib import losses, models, study, train
+from lib import losses, models, store, study, train
 
 RECIPES = {
     "MNIST 99 %": study.recipe("mnist", "ArcFace", epochs=1, train_size=35_000, batch_size=256, margin_warmup=0.5),
@@ -98,34 +98,34 @@ def plan(names, seeds: int) -> list[Run]:
     unknown = set(names) - set(RECIPES)
     if unknown:
         raise ValueError(f"unknown recipe {sorted(unknown)[0]!r}: choose from {', '.join(RECIPES)}")
-    machine = study.environment(train.best_device())["device"]
+    machine = store.environment(train.best_device())["device"]
     arms = [(name, change) for name in names for change in ("", *CHANGES.get(name, ()))]
-    return [Run(machine, *arm, seed) for seed in range(seeds) for arm in (arms[:2] if study.smoke() else arms)]
+    return [Run(machine, *arm, seed) for seed in range(seeds) for arm in (arms[:2] if store.smoke() else arms)]
 
 
-def train_one(run: Run, _progress: bool) -> tuple[dict, bytes]:
+def train_one(run: Run, _progress: bool) -> dict:
     change = CHANGES[run.recipe][run.change] if run.change else {}
     config = dataclasses.replace(RECIPES[run.recipe], seed=run.seed, **({} if isinstance(change, str) else change))
     with PARTS[change]() if isinstance(change, str) else contextlib.nullcontext():
         record = study.execute(study.shrunk(config), progress=False)[2]
-    return record | {"config": dataclasses.asdict(run), "settings": record["config"]}, b""
+    return record | {"config": dataclasses.asdict(run), "settings": record["config"]}
 
 
 def measure(names=tuple(RECIPES), seeds: int = 3) -> None:
     """Make the runs that are missing, and measure the cost of a step."""
-    runs = plan(names, 1 if study.smoke() else seeds)
+    runs = plan(names, 1 if store.smoke() else seeds)
     warm_up = study.recipe("mnist", "ArcFace", epochs=1, train_size=512)
     study.execute(study.shrunk(warm_up), progress=False)  # libraries start outside the clock
-    study.collect(runs, "recipes", Run, train_one)
+    store.collect(runs, "recipes", Run, train_one)
     keep("cost", [cost(name) for name in names], train.best_device())
 
 
 def recorded() -> pd.DataFrame:
     """One row per run. Raises ValueError if there is none."""
-    records = study.read(study.folder("results") / "recipes.jsonl", Run)
+    records = store.read(store.folder("results") / "recipes.jsonl", Run)
     if not records:
         raise ValueError("recipes.jsonl holds no runs: `python -m benchmarks.recipes` makes them")
-    return study.frame(records.values())
+    return store.frame(records.values())
 
 
 # ---------------------------------------------------------------- where the time goes

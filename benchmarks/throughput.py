@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from benchmarks import keep, spread
-from lib import losses, models, study, train
+from lib import losses, models, store, study, train
 
 PEER = "pytorch-metric-learning"
 USUAL, OURS = "usual", "this project"
@@ -50,7 +50,7 @@ def dataset(name: str, data) -> torch.utils.data.Dataset:
     flip = [transforms.RandomHorizontalFlip()] if data.flip else []
     steps = [*crop, *flip, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
-    return kind(study.PROJECT / "data", train=True, transform=transforms.Compose(steps))
+    return kind(store.PROJECT / "data", train=True, transform=transforms.Compose(steps))
 
 
 def usual(name: str, data, batch: int, size: int, device: torch.device):
@@ -94,9 +94,9 @@ def ours(name: str, data, batch: int, size: int, device: torch.device):
 def main() -> None:
     device, rows = train.best_device(), []
     cases = [(name, batch) for name in SHAPES for batch in (64, study.RECIPES[name]["batch_size"])]
-    for name, batch in cases[::2] if study.smoke() else cases:
+    for name, batch in cases[::2] if store.smoke() else cases:
         data = study.load(name)
-        size, rounds = (batch, 2) if study.smoke() else (SIZES[name], ROUNDS)
+        size, rounds = (batch, 2) if store.smoke() else (SIZES[name], ROUNDS)
         epochs = {USUAL: usual(name, data, batch, size, device), OURS: ours(name, data, batch, size, device)}
         for epoch in epochs.values():
             epoch()  # workers and libraries start

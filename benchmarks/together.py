@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks import keep, spread
-from lib import study, train
+from lib import store, study, train
 
 RUNS, ROUNDS = 8, 3
 
@@ -36,7 +36,7 @@ def seconds(pool: ProcessPoolExecutor, jobs: int, runs: int) -> float:
 def main() -> None:
     device = train.best_device()
     most = RUNS if device.type == "cuda" else min(RUNS, os.cpu_count() or 4)
-    ways, runs, rounds = ((1, 2), 2, 1) if study.smoke() else (sorted({1, 2, 4, most}), RUNS, ROUNDS)
+    ways, runs, rounds = ((1, 2), 2, 1) if store.smoke() else (sorted({1, 2, 4, most}), RUNS, ROUNDS)
     taken = {jobs: [] for jobs in ways}
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")

@@ -7,7 +7,7 @@ classes. If a control does as well as AdaLoss, adaptivity is not what helps.
 import pandas as pd
 import torch
 
-from lib import study, tuning
+from lib import store, study, tuning
 from lib.losses import AdaLoss, Head, angle, psi
 
 SEEDS = 3
@@ -127,7 +127,7 @@ def arms(steps: int) -> dict[str, tuple[str, dict]]:
         "absolute rule": ("AbsoluteAdaLoss", {}),
         "absolute rule, global": ("GlobalAdaLoss", {}),
     }
-    return dict(list(everything.items())[:4]) if study.smoke() else everything
+    return dict(list(everything.items())[:4]) if store.smoke() else everything
 
 
 def plan(data: str = "cifar10", full: bool = False) -> list[study.Config]:
@@ -137,7 +137,7 @@ def plan(data: str = "cifar10", full: bool = False) -> list[study.Config]:
     steps = run.epochs * ((run.train_size or TRAIN_SIZE) // run.batch_size)
     return [
         study.recipe(data, head, seed, constants=constants, **setting)
-        for seed in range(2 if study.smoke() else SEEDS)
+        for seed in range(2 if store.smoke() else SEEDS)
         for head, constants in arms(steps).values()
     ]
 
@@ -146,7 +146,7 @@ def finished(data: str = "cifar10") -> pd.DataFrame:
     """The rows of the complete seeds, of those for a GPU if there are any, with the arm's name as head.
     Raises ValueError if there are none."""
     try:
-        frame = study.finished(plan(data, full=not study.smoke()), f"ablation_{data}")
+        frame = study.finished(plan(data, full=not store.smoke()), f"ablation_{data}")
     except ValueError:
         frame = study.finished(plan(data), f"ablation_{data}")
     names = list(arms(0))

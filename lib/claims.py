@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import ablation, data, export, losses, replicas, statistics, study, tuning
+from lib import ablation, data, export, losses, replicas, statistics, store, study, tuning
 
 SOURCE = Path(__file__).resolve().parent.parent / "results" / "claims_source.csv"
 OPEN = "not testable here"
@@ -355,11 +355,11 @@ def equation_error(name: str, **constants: float) -> float:
 
 
 def main_records(name: str) -> dict:
-    return study.read(study.PROJECT / "results" / f"{name}.jsonl")
+    return store.read(store.PROJECT / "results" / f"{name}.jsonl", study.Config)
 
 
 def sections() -> set[str]:
-    report = export.read(study.PROJECT / "report" / "report.ipynb")
+    report = export.read(store.PROJECT / "report" / "report.ipynb")
     return {line.split(" {")[0] for cell in report.cells for line in cell.source.splitlines()}
 
 
@@ -379,12 +379,12 @@ NOISE = {
     "high dimension": high_dimension,
 }
 DELIVERED = {
-    "explanation": lambda: (study.PROJECT / "notebooks" / "02_arcface_derivation.ipynb").exists(),
+    "explanation": lambda: (store.PROJECT / "notebooks" / "02_arcface_derivation.ipynb").exists(),
     "program": lambda: all(any(config.head == "ArcFace" for config in main_records(name)) for name in study.MAIN),
     "zip": lambda: export.submission_name("Lovelace", "Ada", "123") == "Lovelace_Ada_123_Project1",
-    "figures": lambda: {path.suffix for path in (study.PROJECT / "figures").iterdir()} == {".png"},
+    "figures": lambda: {path.suffix for path in (store.PROJECT / "figures").iterdir()} == {".png"},
     "report": lambda: (
-        (study.PROJECT / "report" / "report.pdf").exists() and {"## Results", "## Conclusion"} <= sections()
+        (store.PROJECT / "report" / "report.pdf").exists() and {"## Results", "## Conclusion"} <= sections()
     ),
 }
 
@@ -443,7 +443,7 @@ def ledger(records: dict, numbers=None) -> pd.DataFrame:
 
 def write(table: pd.DataFrame) -> None:
     """Write results/claims.csv, whole or not at all. Raises OSError."""
-    export.write(study.folder("results") / "claims.csv", table.to_csv())
+    export.write(store.folder("results") / "claims.csv", table.to_csv())
 
 
 def main() -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import datasets
-from torchvision.transforms import v2
 
 NAMES = ("mnist", "cifar10", "digits")
 VAL_SIZE = 5000
@@ -106,6 +104,8 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
     name or unusable images, OSError for damaged files and for a download that fails; each message
     names the cure.
     """
+    from lib import folder  # it builds on this module
+
     if name == "mnist":
         data = _mnist(Path(root))
     elif name == "cifar10":
@@ -113,9 +113,9 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
     elif name == "digits":
         data = _digits()
     elif Path(name).is_dir():
-        data = _folder(Path(name), 32)
+        data = folder.load(Path(name), 32)
     elif (end := re.fullmatch(r"(.+)@(\d+)", str(name))) and Path(end[1]).is_dir():
-        data = _folder(Path(end[1]), int(end[2]))
+        data = folder.load(Path(end[1]), int(end[2]))
     else:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}, or an existing image folder")
     return data.to(device)
@@ -163,55 +163,11 @@ def _fetch(dataset, root: Path):
 def _digits() -> Data:
     images, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(images * (255 / 16)).to(torch.uint8).view(-1, 1, 8, 8)
-    return _split_all("digits", Split(pixels, torch.from_numpy(labels)), [str(digit) for digit in range(10)])
+    return split_all("digits", Split(pixels, torch.from_numpy(labels)), [str(digit) for digit in range(10)])
 
 
-def _folder(path: Path, size: int) -> Data:
-    if size < 8:
-        raise ValueError(f"{path}@{size}: images of {size} pixels are too small, choose 8 or more")
-    try:
-        folder = datasets.ImageFolder(path)
-    except FileNotFoundError as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"{path}: {cause} Expected one subfolder with images per class") from None
-    if len(folder.classes) < 2:
-        raise ValueError(f"{path} holds one class only ({folder.classes[0]}): add a subfolder per class")
-    if {name.lower() for name in folder.classes} <= {"train", "training", "val", "valid", "validation", "test"}:
-        raise ValueError(
-            f"{path} is split into {', '.join(folder.classes)}, not into classes: name the folder whose subfolders "
-            "are the classes; the splits are made here"
-        )
-    images, labels, broken = [], [], []
-    for file, label in folder.samples:
-        try:
-            images.append(_picture(file, size))
-            labels.append(label)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that Pillow raises
-            broken.append(file)
-    if broken:
-        raise ValueError(
-            f"{path}: {len(broken)} unreadable images (damaged, or more than 8 bits per channel), the first is "
-            f"{broken[0]}: replace or delete them"
-        )
-    rarest = torch.bincount(torch.tensor(labels)).min().item()
-    if rarest < 5:
-        raise ValueError(f"{path}: every class needs at least 5 images for its three splits, the rarest has {rarest}")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # the first n are a fair sample
-    everything = Split(torch.stack(images), torch.tensor(labels))[order]
-    return _split_all(path.name, everything, folder.classes, crop_padding=2)
-
-
-def _picture(file: str, size: int) -> Tensor:
-    """An image file as uint8 (3, size, size), turned as its camera notes."""
-    with Image.open(file) as image:
-        if image.mode[0] in "IF":
-            raise ValueError("Pillow clips pixels of 16 bits and more")
-        picture = ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")  # a palette may hold transparency
-    return v2.functional.resize(v2.functional.pil_to_tensor(picture), [size, size], antialias=True)
-
-
-def _split_all(name: str, everything: Split, classes: list[str], **augmentation) -> Data:
-    """A fifth for test, a tenth for validation, statistics from the rest."""
+def split_all(name: str, everything: Split, classes: list[str], **augmentation) -> Data:
+    """Data of all images of a set: a fifth for test, a tenth for validation, mean and std from the rest."""
     N, C = len(everything), len(classes)
     rest, test = holdout(everything, max(N // 5, C))
     train, val = holdout(rest, max(N // 10, C))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lib import losses, statistics, study
+from lib import losses, statistics, store
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
@@ -28,7 +28,7 @@ CLASS_MARKERS = "osv^DPX*h<"
 def save(fig: Figure, name: str) -> None:
     """Write figures/<name>.png; the name starts with its notebook's number. No date in it, so that
     the same figure is the same bytes."""
-    fig.savefig(study.folder("figures") / f"{name}.png", metadata={"Software": None})
+    fig.savefig(store.folder("figures") / f"{name}.png", metadata={"Software": None})
 
 
 def curves(

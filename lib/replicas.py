@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from lib import data as datasets
-from lib import metrics, study, train
+from lib import metrics, store, study, train
 
 # widths of the 3x3 convolutions; which of them a 2x2 max-pooling follows; and what else is not the default
 NETWORKS = {
@@ -274,7 +274,7 @@ def splits(run: Replica) -> tuple[datasets.Data, datasets.Split, datasets.Split]
     """Data, training and test images. The sources have no validation split, so ours joins the training."""
     data = study.load(run.data)
     part, evaluated = data.train, data.splits()[run.evaluated]
-    if study.smoke():
+    if store.smoke():
         evaluated = evaluated[:100]
     if run.train_size:
         part = part[: run.train_size]
@@ -360,10 +360,9 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
         history["leaked_accuracy"].append(accuracy(run, model, x, y, leak=True))  # S1, defect 4: y moves a logit
     measured = measure(run, model, data, part, evaluated, x)
     measured |= {"leaked_accuracy": history["leaked_accuracy"][-1], **(summary(factors, run.epochs) if factors else {})}
-    record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history, "seconds": seconds}
-    record |= study.environment(device)
+    record = store.record(run, measured, history, device, seconds)
     record["dtype"] = "fp32" if run.fp32 or record["dtype"] == "fp32" else "bf16 convolutions, fp32 behind them"
-    return model, study._rounded(record) | {"config": record["config"]}
+    return model, record
 
 
 @torch.no_grad()
@@ -422,11 +421,11 @@ PLANS = {
 
 def shrunk(run: Replica) -> Replica:
     """A run of a fraction of a second in the smoke profile, the same run elsewhere."""
-    return dataclasses.replace(run, epochs=1, train_size=64) if study.smoke() else run
+    return dataclasses.replace(run, epochs=1, train_size=64) if store.smoke() else run
 
 
 def read() -> dict[Replica, dict]:
-    return study.read(study.folder("results") / "replicas.jsonl", Replica)
+    return store.read(store.folder("results") / "replicas.jsonl", Replica)
 
 
 def plan(names, full: bool = False) -> list[Replica]:
@@ -437,7 +436,7 @@ def plan(names, full: bool = False) -> list[Replica]:
     runs, records = [], read()
     for seed in range(max(PLANS[name][2] for name in names)):
         for make, lengths, seeds in (PLANS[name] for name in names):
-            if seed < (min(seeds, 2) if study.smoke() else seeds):
+            if seed < (min(seeds, 2) if store.smoke() else seeds):
                 runs += make(lengths[:2][0 if full else -1], seed, records).values()
     return list(dict.fromkeys(map(shrunk, runs)))
 
@@ -454,18 +453,18 @@ def runs(names=tuple(PLANS), full: bool = False, *, n_jobs: int = 1, budget: flo
         left = None if budget is None else budget - (time.time() - start)
         with contextlib.suppress(Incomplete):
             missing = plan(group, full)
-            records |= study.collect(missing, "replicas", Replica, _train_one, n_jobs=n_jobs, budget=left)
+            records |= store.collect(missing, "replicas", Replica, _train_one, n_jobs=n_jobs, budget=left)
     return records
 
 
-def _train_one(run: Replica, _progress: bool) -> tuple[dict, bytes]:
-    return execute(run)[1], b""
+def _train_one(run: Replica, _progress: bool) -> dict:
+    return execute(run)[1]
 
 
 def recorded() -> dict[Replica, dict]:
     """All records. In the smoke profile and with RETRAIN=1 the plans are trained first. Raises ValueError
     if there are none."""
-    if study.smoke() or os.environ.get("RETRAIN") == "1":
+    if store.smoke() or os.environ.get("RETRAIN") == "1":
         runs()
     records = read()
     if not records:

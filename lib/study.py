@@ -1,7 +1,6 @@
-"""Training runs as records: describe a run by a Config, train it once, keep it as one JSON line.
+"""The study's runs: describe one by a Config, train it once, keep it in lib.store.
 
-Environment: PROFILE=smoke shrinks every run to seconds and works in .smoke/ instead of the
-project's folders; RETRAIN=1 trains what is recorded anew (the newest record of a run counts).
+PROFILE=smoke in the environment shrinks every run to seconds.
 """
 
 import argparse
@@ -9,29 +8,18 @@ import dataclasses
 import functools
 import io
 import json
-import os
-import platform
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from hashlib import sha1
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
-from filelock import FileLock
-from tqdm import tqdm
 
 from lib import data as datasets
-from lib import losses, metrics, models, train
-
-PROJECT = Path(__file__).resolve().parent.parent
+from lib import losses, metrics, models, store, train
 
 RECIPES = {
     "mnist": {"network": "SmallNet", "epochs": 4, "batch_size": 512, "lr": 0.1},
@@ -115,29 +103,18 @@ def plan(study: str, full: bool = False) -> list[Config]:
         kind, data = study.split("_", 1)
         return {"tuning": tuning.trials, "controlled": tuning.final, "ablation": ablation.plan}[kind](data, full)
     if study not in MAIN:
-        recorded = list(read(folder("results") / f"{study}.jsonl"))
+        recorded = list(store.read(store.folder("results") / f"{study}.jsonl", Config))
         if not recorded:
             known = ", ".join([*MAIN, *LATER])
             raise ValueError(f"unknown study {study!r}: choose one of {known}, or one in results/")
         return recorded
     heads, seeds = MAIN[study]
-    return [recipe(study, head, seed) for seed in range(1 if smoke() else seeds) for head in heads]
-
-
-def smoke() -> bool:
-    return os.environ.get("PROFILE") == "smoke"
-
-
-def folder(name: str) -> Path:
-    """The project's results/, figures/ or report/ folder; in the smoke profile its copy in .smoke/."""
-    path = PROJECT / ".smoke" / name if smoke() else PROJECT / name
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return [recipe(study, head, seed) for seed in range(1 if store.smoke() else seeds) for head in heads]
 
 
 def shrunk(config: Config) -> Config:
     """A run of seconds in the smoke profile, the same run elsewhere."""
-    if not smoke():
+    if not store.smoke():
         return config
     return dataclasses.replace(config, epochs=1, low_res_epochs=0, train_size=512, batch_size=64)
 
@@ -146,13 +123,13 @@ def shrunk(config: Config) -> Config:
 def load(name: str, train_size: int = 0, crop_padding: int | None = None) -> datasets.Data:
     """The data of a run on the best device: cut to train_size training images, shifted by up to
     crop_padding pixels in training."""
-    data = datasets.load(name, PROJECT / "data", train.best_device())
+    data = datasets.load(name, store.PROJECT / "data", train.best_device())
     if crop_padding is not None:
         data = dataclasses.replace(data, crop_padding=crop_padding)
     if train_size:
         size = min(train_size, len(data.train))
         data = dataclasses.replace(data, train=data.train[:size])
-    if smoke():
+    if store.smoke():
         data = dataclasses.replace(data, val=data.val[:500], test=data.test[:500])
     return data
 
@@ -170,14 +147,9 @@ def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, d
     with torch.no_grad():
         logits = model.head(x.to(head.W.device)).cpu()
     val_logits = train.predict(model, data, data.val)
-    record = {
-        "config": dataclasses.asdict(config),
-        "metrics": metrics.evaluate(logits, data.test.labels.cpu(), x, val_logits, data.val.labels.cpu()),
-        "history": history,
-        "seconds": history["seconds"][-1],
-        **environment(data.train.labels.device),
-    }
-    return model, data, _rounded(record) | {"config": record["config"]}
+    measured = metrics.evaluate(logits, data.test.labels.cpu(), x, val_logits, data.val.labels.cpu())
+    device = data.train.labels.device
+    return model, data, store.record(config, measured, history, device, history["seconds"][-1])
 
 
 def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
@@ -185,199 +157,34 @@ def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
     return execute(shrunk(config))
 
 
-def environment(device: torch.device) -> dict:
-    """Where a run was trained: device, dtype of the matrix products, versions, commit, date."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        cpu = train.cpu().get("cpu_name") or platform.machine()
-        threads = torch.get_num_threads()
-        name = f"{cpu}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{device.type}, {cpu}"
-    return {
-        "device": name,
-        "dtype": "bf16" if train.has_bf16(device) else "fp32",
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-        },
-        "commit": COMMIT,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
-
-
-def _commit() -> str:
-    """The short hash, with a + if lib/ or benchmarks/ have changes that are not committed."""
-    git = functools.partial(subprocess.run, cwd=PROJECT, capture_output=True, text=True)
-    try:
-        commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-        changed = git(["git", "status", "--porcelain", "lib", "benchmarks"]).stdout.strip()
-        return commit + ("+" if changed else "") or "unknown"
-    except OSError:
-        return "unknown"
-
-
-COMMIT = _commit()  # of the code as it was loaded, whatever is committed while a run lasts
-
-
-def _rounded(value):
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list) else value
-
-
-def read(path: Path, kind: type = Config) -> dict:
-    """The records of a file by their Config (or another dataclass); of several records of one run the last counts.
-
-    A torn last line (a killed write) is reported and left out. Raises ValueError, naming the
-    line, for any other line that is not a run record.
-    """
-    records: dict[Config, dict] = {}
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            record["metrics"], record["history"]
-            records[kind(**record["config"])] = record
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # no newline behind it
-                print(f"{path.name}, line {number}: torn by an interrupted write, left out", file=sys.stderr)
-            else:
-                raise ValueError(
-                    f"{path}, line {number} is not a run record ({str(error)[:60]}): move that line to another file"
-                ) from None
-    return records
-
-
-def _whole(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def append(path: Path, record: dict) -> None:
-    """Add one record as one line, whole or not at all, also with several processes at work."""
-    line = json.dumps(record).encode() + b"\n"
-    try:
-        with FileLock(f"{path}.lock"), path.open("ab+") as file:
-            file.seek(0)
-            content = file.read()
-            last = content[content.rfind(b"\n") + 1 :]
-            if last and _whole(last):
-                line = b"\n" + line  # only its newline is missing
-            else:
-                file.truncate(len(content) - len(last))  # drops a torn last line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        try:
-            with tempfile.NamedTemporaryFile("wb", suffix=f"-{path.name}", delete=False) as copy:
-                copy.write(line)
-            kept = f"kept in {copy.name}"
-        except OSError:
-            print(line.decode(), file=sys.stderr)
-            kept = "printed above"
-        raise OSError(
-            f"{path} cannot be written ({error.strerror}): free space or make it writable, "
-            f"then append the finished run {kept}"
-        ) from error
-
-
 def runs(configs: list[Config], study: str, *, n_jobs: int = 1, budget: float | None = None) -> pd.DataFrame:
     """One row per run: its Config fields, metrics, history, seconds, device and commit.
 
-    Takes what results/<study>.jsonl records and trains what is missing, n_jobs at a time (-1: as many
-    as there are workers); each finished run is written at once. Under joblib.parallel_config(backend=
-    "dask") the runs go to a cluster: give its workers one thread each, since the random numbers of
-    runs in one process would mix. budget: seconds after which no further run is started; the rows are
-    then those that exist. Raises OSError before any training if records cannot be written.
+    Takes what results/<study>.jsonl records and trains what is missing, as ``store.collect`` does with n_jobs
+    and budget, which raises OSError if records cannot be written.
     """
     train_one = functools.partial(_train_one, keep=study in MAIN)
-    return frame(collect(map(shrunk, configs), study, Config, train_one, n_jobs=n_jobs, budget=budget).values())
-
-
-def collect(configs, study: str, kind: type, train_one, *, n_jobs: int = 1, budget: float | None = None) -> dict:
-    """What ``runs`` does for configs of any dataclass; returns their records by config.
-
-    train_one(config, progress), in a worker, which may be on another machine: the record and the embeddings to
-    keep (or b""); progress: show a bar? Nothing is written there.
-    """
-    path = folder("results") / f"{study}.jsonl"
-    configs = list(dict.fromkeys(configs))
-    records = read(path, kind)
-    missing = [c for c in configs if c not in records or os.environ.get("RETRAIN") == "1"]
-    if missing:
-        _check_writable(path)
-    deadline = time.time() + budget if budget is not None else float("inf")
-    workers = joblib.effective_n_jobs(n_jobs)
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
-    jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(
-        joblib.delayed(_in_time)(train_one, config, deadline, threads) for config in missing
-    )
-    trained = {}
-    for config, result in tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout):
-        if result:
-            record, packed = result
-            record["jobs"] = workers  # that shared the machine: its seconds compare with their like only
-            append(path, record)
-            trained[config] = record
-            if packed:
-                _keep_embeddings(config, packed)
-    records.update(trained)
-    done = [c for c in configs if c in records]
-    report = f"{study}: {len(done) - len(trained)} runs from {path.name}, {len(trained)} trained now"
-    if len(done) < len(configs):
-        report += f", {len(configs) - len(done)} left for the next start (time budget)"
-    print(report)
-    if log := os.environ.get("RUN_LOG"):
-        with open(log, "a") as file:
-            file.write(report + "\n")
-    return {c: records[c] for c in done}
-
-
-def _in_time(train_one, config, deadline: float, threads: int):
-    """config and what train_one makes of it with so many threads (0: as many as there are); None after the deadline."""
-    if time.time() >= deadline:
-        return config, None
-    if threads:
-        torch.set_num_threads(threads)
-    return config, train_one(config, not threads)
+    options = {"keep": _keep_embeddings, "n_jobs": n_jobs, "budget": budget}
+    return store.frame(store.collect(map(shrunk, configs), study, Config, train_one, **options).values())
 
 
 def finished(configs: list[Config], study: str) -> pd.DataFrame:
     """The recorded rows of those seeds of which every run is recorded: a complete, smaller study. In the smoke
     profile they are trained first. Raises ValueError if there are none."""
     configs = list(dict.fromkeys(map(shrunk, configs)))
-    if smoke():
+    if store.smoke():
         return runs(configs, study)
-    records = read(folder("results") / f"{study}.jsonl")
-    seeds = {c.seed for c in configs} - {c.seed for c in configs if c not in records}
+    recorded = store.read(store.folder("results") / f"{study}.jsonl", Config)
+    seeds = {c.seed for c in configs} - {c.seed for c in configs if c not in recorded}
     if not seeds:
         raise ValueError(f"{study}.jsonl holds no complete seed: `python -m lib.study {study}` trains them")
-    return frame(records[c] for c in configs if c.seed in seeds)
+    return store.frame(recorded[c] for c in configs if c.seed in seeds)
 
 
-def frame(records) -> pd.DataFrame:
-    """Records as rows: config fields, metrics, history, seconds, device, commit."""
-    columns = ("history", "seconds", "device", "commit", "date")
-    return pd.DataFrame([{**r["config"], **r["metrics"], **{c: r[c] for c in columns}} for r in records])
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror}): make the folder writable") from error
-
-
-def _train_one(config: Config, progress: bool, keep: bool) -> tuple[dict, bytes]:
+def _train_one(config: Config, progress: bool, keep: bool) -> dict:
     """keep: also the embeddings of seed 0."""
     model, data, record = execute(config, progress)
-    return record, _packed(model, data, record) if keep and config.seed == 0 else b""
+    return record | ({"embeddings": _packed(model, data, record)} if keep and config.seed == 0 else {})
 
 
 def embeddings(config: Config) -> dict:
@@ -408,7 +215,7 @@ def accuracy_with_margin(config: Config, m: float) -> float:
 
 def _embeddings_path(config: Config) -> Path:
     name = f"{Path(config.data).name}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
-    return folder("results") / "embeddings" / name
+    return store.folder("results") / "embeddings" / name
 
 
 def _packed(model: models.Classifier, data: datasets.Data, record: dict) -> bytes:

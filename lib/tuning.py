@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
-from lib import losses, statistics, study, train
+from lib import losses, statistics, store, study, train
 
 LOSSES = (*losses.HEADS, "Triplet")
 SEEDS = {"mnist": 10, "cifar10": 5}  # of the final runs
@@ -57,7 +57,7 @@ def trials(data: str, full: bool = False) -> list[study.Config]:
 
     The points are Sobol's, the same for all losses: trial i has one factor on the learning rate, and one s.
     """
-    names, count = (("Softmax", "ArcFace", "AdaFace", "AdaLoss"), 2) if study.smoke() else (LOSSES, TRIALS)
+    names, count = (("Softmax", "ArcFace", "AdaFace", "AdaLoss"), 2) if store.smoke() else (LOSSES, TRIALS)
     setting = FULL[data] if full else CPU[data] | SHORT[data]
     width = 1 + max(map(len, SPACE.values()))
     points = qmc.Sobol(width, seed=0).random_base2(math.ceil(math.log2(count)))[1:count]
@@ -84,37 +84,36 @@ def _rates(data: str, factor: float) -> dict:
 
 def runs(configs: list[study.Config], name: str, *, n_jobs: int = 1, budget: float | None = None) -> None:
     """Train what is missing of the trials, as ``study.runs`` does, and record them without test results."""
-    study.collect(configs, name, study.Config, _train_one, n_jobs=n_jobs, budget=budget)
+    store.collect(configs, name, study.Config, _train_one, n_jobs=n_jobs, budget=budget)
 
 
-def _train_one(config: study.Config, progress: bool) -> tuple[dict, bytes]:
+def _train_one(config: study.Config, progress: bool) -> dict:
     try:
         record = study.execute(config, progress)[2]
     except FloatingPointError:  # a trial that diverges has lost, and the others go on
         history = {"val_accuracy": [0.0], "val_loss": [math.inf]}
-        record = {"config": dataclasses.asdict(config), "metrics": {"val_accuracy": 0.0}, "history": history}
-        record |= {"seconds": 0.0, **study.environment(train.best_device())}
+        record = store.record(config, {"val_accuracy": 0.0}, history, train.best_device(), 0.0)
     # what is not recorded cannot be looked at
-    return record | {"metrics": {"val_accuracy": record["metrics"]["val_accuracy"]}}, b""
+    return record | {"metrics": {"val_accuracy": record["metrics"]["val_accuracy"]}}
 
 
 def recorded(data: str, full: bool | None = None) -> pd.DataFrame:
-    """All trials as rows of ``study.frame`` with their number (trial), factor on the learning rates, val_loss, and
+    """All trials as rows of ``store.frame`` with their number (trial), factor on the learning rates, val_loss, and
     whether they are chosen: the highest validation accuracy of a loss; of equal ones the lower val_loss.
 
     full: those for a GPU or those for a CPU; None for the GPU's once a seed of their final runs is complete. In the
     smoke profile they are trained first. Raises Incomplete if one is missing.
     """
     configs = trials(data, _full(data) if full is None else full)
-    if study.smoke():
+    if store.smoke():
         runs(configs, f"tuning_{data}")
-    records = study.read(study.folder("results") / f"tuning_{data}.jsonl")
+    records = store.read(store.folder("results") / f"tuning_{data}.jsonl", study.Config)
     if missing := sum(config not in records for config in configs):
         raise Incomplete(
             f"tuning_{data}.jsonl lacks {missing} of {len(configs)} trials: "
             f"`python -m lib.study controlled_{data}` trains them"
         )
-    frame = study.frame(records[c] for c in configs)
+    frame = store.frame(records[c] for c in configs)
     frame["trial"] = frame.groupby("head", sort=False).cumcount()
     frame["factor"] = (frame["lr"] / study.recipe(data, "Softmax").lr).round(3)
     frame["val_loss"] = [history["val_loss"][-1] for history in frame["history"]]
@@ -125,7 +124,7 @@ def recorded(data: str, full: bool | None = None) -> pd.DataFrame:
 def _full(data: str) -> bool:
     """Is a seed of the final runs for a GPU complete?"""
     try:
-        return not study.smoke() and len(study.finished(final(data, True), f"controlled_{data}")) > 0
+        return not store.smoke() and len(study.finished(final(data, True), f"controlled_{data}")) > 0
     except ValueError:
         return False
 
@@ -139,7 +138,7 @@ def final(data: str, full: bool | None = None) -> list[study.Config]:
     chosen = frame[frame["chosen"]].set_index("head").loc[frame["head"].unique()]
     return [
         study.recipe(data, head, seed, **setting, **run[["constants", "lr", "muon_lr"]])
-        for seed in range(2 if study.smoke() else SEEDS[data])
+        for seed in range(2 if store.smoke() else SEEDS[data])
         for head, run in chosen.iterrows()
     ]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lib import data, study
+from lib import data, store, study
 
 # the same examples in every run; noisy machines make time limits useless
 settings.register_profile("study", deadline=None, derandomize=True, max_examples=30)
@@ -14,7 +14,7 @@ torch.set_num_threads(1)  # the networks here are tiny, and more threads wait fo
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project folder in place of the real one."""
-    monkeypatch.setattr(study, "PROJECT", tmp_path)
+    monkeypatch.setattr(store, "PROJECT", tmp_path)
     for name in ("PROFILE", "RETRAIN", "RUN_LOG"):
         monkeypatch.delenv(name, raising=False)
     study.load.cache_clear()

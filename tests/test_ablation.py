@@ -10,7 +10,7 @@ from test_losses import at, batch, gradients, make, plane
 from test_study import fake
 from test_train import build, fit
 
-from lib import ablation, losses, metrics, study, train
+from lib import ablation, losses, metrics, store, study, train
 
 
 def same(name, other, constants, other_constants):
@@ -140,7 +140,7 @@ def test_steps_are_those_of_the_training():
 
 
 def test_margins_of_the_controls_are_those_of_the_recorded_adaloss():
-    records = study.read(study.PROJECT / "results" / "cifar10.jsonl")
+    records = store.read(store.PROJECT / "results" / "cifar10.jsonl", study.Config)
     runs = [r for c, r in records.items() if c in study.plan("cifar10") and c.head == "AdaLoss"]
     margins = np.array([r["history"]["margins"] for r in runs])  # (seeds, epochs, C)
     assert margins[:, -1].std(-1).mean() == pytest.approx(ablation.arms(1)["random margins"][1]["spread"], abs=0.005)
@@ -153,7 +153,7 @@ def test_finished_names_the_arms_and_prefers_those_for_a_gpu(project):
     names = list(ablation.arms(1))
     for full, epochs in ((False, 6), (True, 12)):
         for config in ablation.plan(full=full)[: len(names) + 3]:  # a seed, and a part of the next
-            study.append(study.folder("results") / "ablation_cifar10.jsonl", fake(config))
+            store.append(store.folder("results") / "ablation_cifar10.jsonl", fake(config))
         frame = ablation.finished()
         assert list(frame["head"]) == names and set(frame["epochs"]) == {epochs} and set(frame["seed"]) == {0}
     assert frame.loc[frame["head"] == "gamma = 2", "constants"].iloc[0] == [["gamma", 2.0]]

@@ -8,7 +8,7 @@ from torchvision import datasets, transforms
 
 import benchmarks
 from benchmarks import heads, recipes, throughput
-from lib import data, models, study, train
+from lib import data, models, store, study, train
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_spread_by_hand():
 
 def test_newest_measurement_of_each_device(project, monkeypatch, capsys):
     for device, seconds in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
-        monkeypatch.setattr(study, "environment", lambda _, name=device: {
+        monkeypatch.setattr(store, "environment", lambda _, name=device: {
             "device": name, "versions": {"torch": "9"}, "commit": "0", "date": "now",
         })  # fmt: skip
         benchmarks.keep("heads", [{"classes": 10, "seconds": benchmarks.spread([seconds])}], CPU, other="1")
@@ -48,7 +48,7 @@ def test_no_measurement(project):
 
 @pytest.mark.parametrize("line", ["7", "{}", "half a li", '{"benchmark": "heads"}'])
 def test_foreign_line_is_named(project, line):
-    (study.folder("results") / "benchmarks.jsonl").write_text(line + "\n")
+    (store.folder("results") / "benchmarks.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match=r"benchmarks.jsonl, line 1 is not a measurement"):
         benchmarks.recorded("heads")
 

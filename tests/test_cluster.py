@@ -12,7 +12,7 @@ import joblib
 import pytest
 from test_study import lines, tiny
 
-from lib import study
+from lib import store, study
 
 STUCK = 12  # the first attempt at this seed never ends
 
@@ -50,7 +50,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_thread(project, monkeypatch):
-    monkeypatch.setattr(study.os, "cpu_count", lambda: 2)  # for two workers
+    monkeypatch.setattr(store.os, "cpu_count", lambda: 2)  # for two workers
 
 
 def test_runs_go_to_the_workers(cluster, project, capsys):
@@ -58,7 +58,7 @@ def test_runs_go_to_the_workers(cluster, project, capsys):
     with joblib.parallel_config(backend="dask"):
         frame = study.runs(configs, "s", n_jobs=-1)
     assert list(frame["head"]) == ["Softmax", "ArcFace", "Softmax", "ArcFace"]
-    assert set(study.read(project / "results/s.jsonl")) == set(configs) and len(lines(project)) == 4
+    assert set(store.read(project / "results/s.jsonl", study.Config)) == set(configs) and len(lines(project)) == 4
     _, starts = cluster
     assert len(starts()) == 4 and os.getpid() not in dict(starts())
     alone = study.execute(configs[1], progress=False)[2]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lib import data
+from lib import folder as image_folder
 
 ROOT = Path(__file__).parent.parent / "data"
 RAW, BATCHES = "MNIST/raw", "cifar-10-batches-py"
@@ -261,7 +262,7 @@ def test_every_kind_of_picture_becomes_colour(tmp_path, mode):
         white.convert("RGBA" if mode in ("LA", "RGBA") else mode).convert(mode).save(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = data._picture(file, 8)
+        picture = image_folder._picture(file, 8)
     assert picture.shape == (3, 8, 8) and picture.dtype == torch.uint8 and picture.min() > 250
 
 
@@ -271,7 +272,7 @@ def test_photos_are_turned_as_the_camera_notes(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: white on the right
     upper.save(tmp_path / "x.png", exif=exif)
-    picture = data._picture(tmp_path / "x.png", 16)
+    picture = image_folder._picture(tmp_path / "x.png", 16)
     assert picture[:, :, :8].max() == 0 and picture[:, :, 8:].min() == 255
 
 

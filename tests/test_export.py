@@ -15,7 +15,7 @@ from matplotlib import image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pypdf import PdfReader
 
-from lib import export
+from lib import colab, export
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = 'import sys\n\nREPO = ""  # the address\n'
@@ -277,9 +277,9 @@ def test_the_smoke_profile_stays_in_its_folder(workspace, monkeypatch):
 
 def test_colab_writes_address_and_badges_once(workspace):
     assert "colab-badge" not in (workspace / "notebooks" / "01_first.ipynb").read_text()
-    assert len(export.colab("ada/margins")) == 5
+    assert len(colab.link("ada/margins")) == 5
     once = {path: path.read_text() for path in workspace.rglob("*.*") if path.suffix in {".ipynb", ".md", ".toml"}}
-    assert export.colab("ada/margins") == []
+    assert colab.link("ada/margins") == []
     for name in ("01_first", "02_second"):
         link = f"https://colab.research.google.com/github/ada/margins/blob/main/notebooks/{name}.ipynb"
         nb = export.read(workspace / "notebooks" / f"{name}.ipynb")
@@ -290,32 +290,37 @@ def test_colab_writes_address_and_badges_once(workspace):
     assert (
         once[workspace / "pyproject.toml"].count('[project.urls]\nRepository = "https://github.com/ada/margins"') == 1
     )
-    export.colab("bob/other.name")
+    colab.link("bob/other.name")
     assert "ada/margins" not in "".join(path.read_text() for path in once)
-    export.colab("ada/margins")
+    colab.link("ada/margins")
     assert once == {path: path.read_text() for path in once}
 
 
 @pytest.mark.parametrize("repo", ["", "name", "owner/", "https://github.com/a/b", "a/b/c", "a b/c", "a/..", 'a/b"'])
 def test_colab_refuses_what_is_no_repository(workspace, repo):
     with pytest.raises(ValueError, match="is not owner/name"):
-        export.colab(repo)
+        colab.link(repo)
 
 
 def test_colab_writes_all_or_nothing(workspace):
     notebook(workspace / "notebooks" / "02_second.ipynb", "# Title")
     before = (workspace / "notebooks" / "01_first.ipynb").read_text()
     with pytest.raises(ValueError, match=r"02_second.ipynb has no set-up cell"):
-        export.colab("ada/margins")
+        colab.link("ada/margins")
     assert (workspace / "notebooks" / "01_first.ipynb").read_text() == before
 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["check-name", "", "Ada", "1"], "error: LASTNAME is empty"), (["colab", "x"], "error: REPO 'x'"), ([], "usage:")],
+    [
+        (["export", "check-name", "", "Ada", "1"], "error: LASTNAME is empty"),
+        (["export"], "usage:"),
+        (["colab", "x"], "error: REPO 'x'"),
+    ],
 )
 def test_the_command_line_prints_one_line(arguments, message):
-    done = subprocess.run([sys.executable, "-m", "lib.export", *arguments], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"lib.{arguments[0]}", *arguments[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith(message) and done.stderr.count("\n") == 1
 
 

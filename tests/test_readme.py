@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from lib import replicas, statistics, study, tuning
+from lib import replicas, statistics, store, tuning
 
-README = " ".join((study.PROJECT / "README.md").read_text(encoding="utf-8").split())
+README = " ".join((store.PROJECT / "README.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("name", tuning.SEEDS)
@@ -51,4 +51,4 @@ def test_published_gap(name):
 
 def test_links_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links and [link for link in links if not (study.PROJECT / link).exists()] == []
+    assert links and [link for link in links if not (store.PROJECT / link).exists()] == []

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import claims, losses, replicas, statistics, study
+from lib import claims, losses, replicas, statistics, store, study
 
 LIB = Path(replicas.__file__).parent
 ARCFACE, ADALOSS = (replicas.s1("mnist", loss, 1, 0) for loss in ("ArcFace", "AdaLoss"))
@@ -544,7 +544,7 @@ def test_ledger_is_written_whole(project):
     claims.write(table)
     again = pd.read_csv(project / "results" / "claims.csv")
     assert list(again["number"]) == [1, 52] and list(again["verdict"]) == list(table["verdict"])
-    assert study.folder("results") == project / "results"
+    assert store.folder("results") == project / "results"
 
 
 def test_gaps_change_only_the_reading_first():
@@ -566,9 +566,9 @@ def test_s3_waits_for_its_search(project, monkeypatch):
         if len(trained) == allowed:  # the budget is spent
             return run, None
         trained.append("search" if run.evaluated == "val" else run)
-        return run, (fake(run, 0.5 + run.lr), b"")
+        return run, fake(run, 0.5 + run.lr)
 
-    monkeypatch.setattr(study, "_in_time", in_time)
+    monkeypatch.setattr(store, "_in_time", in_time)
     allowed = 10
     replicas.runs(["s3_mnist", "fp32"])
     assert [run.fp32 for run in trained[:3]] == [True] * 3 and trained[3:] == ["search"] * 7  # no rates, no S3

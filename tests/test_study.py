@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import losses, study, train
+from lib import losses, store, study, train
 
 LIB = Path(study.__file__).parent.parent
 
@@ -113,8 +113,8 @@ def test_execute_records_everything(project):
     assert record["seconds"] == record["history"]["seconds"][-1] > 0
     assert record["versions"]["torch"] == torch.__version__ and record["date"].endswith("+00:00")
     assert {"metrics", "history", "device", "dtype", "commit"} <= set(record)
-    study.append(project / "s.jsonl", record)
-    assert list(study.read(project / "s.jsonl")) == [config]
+    store.append(project / "s.jsonl", record)
+    assert list(store.read(project / "s.jsonl", study.Config)) == [config]
     (project / "s.jsonl").unlink(), (project / "s.jsonl.lock").unlink(missing_ok=True)
     assert not list(project.iterdir())  # nothing is written
 
@@ -157,50 +157,50 @@ def test_small_data_needs_no_recipe(project):
 
 def test_record_round_trip(project):
     path, record = project / "s.jsonl", fake(tiny(constants={"m": 0.1}))
-    study.append(path, record)
+    store.append(path, record)
     assert path.read_text() == json.dumps(record) + "\n"
-    assert study.read(path) == {tiny(constants={"m": 0.1}): record}
+    assert store.read(path, study.Config) == {tiny(constants={"m": 0.1}): record}
 
 
 def test_no_file_no_records(project):
-    assert study.read(project / "none.jsonl") == {}
+    assert store.read(project / "none.jsonl", study.Config) == {}
 
 
 def test_later_record_wins(project):
     path = project / "s.jsonl"
     for seconds in (1.0, 2.0):
-        study.append(path, fake(tiny(), seconds=seconds))
-    assert study.read(path)[tiny()]["seconds"] == 2.0 and len(path.read_text().splitlines()) == 2
+        store.append(path, fake(tiny(), seconds=seconds))
+    assert store.read(path, study.Config)[tiny()]["seconds"] == 2.0 and len(path.read_text().splitlines()) == 2
 
 
 def test_old_records_without_new_fields_count(project):
     record = fake(tiny())
     for field in ("momentum", "low_res_epochs", "margin_warmup"):
         del record["config"][field]
-    study.append(project / "s.jsonl", record)
-    assert list(study.read(project / "s.jsonl")) == [tiny()]
+    store.append(project / "s.jsonl", record)
+    assert list(store.read(project / "s.jsonl", study.Config)) == [tiny()]
 
 
 @pytest.mark.parametrize("keep", [1, 20, -5])
 def test_torn_last_line(project, capsys, keep):
     path = project / "s.jsonl"
-    study.append(path, fake(tiny(seed=0)))
+    store.append(path, fake(tiny(seed=0)))
     whole = path.read_bytes()
     path.write_bytes(whole + json.dumps(fake(tiny(seed=1))).encode()[:keep])
-    assert list(study.read(path)) == [tiny(seed=0)]
+    assert list(store.read(path, study.Config)) == [tiny(seed=0)]
     assert "s.jsonl, line 2: torn by an interrupted write" in capsys.readouterr().err
-    study.append(path, fake(tiny(seed=2)))
+    store.append(path, fake(tiny(seed=2)))
     assert path.read_bytes().startswith(whole)
-    assert list(study.read(path)) == [tiny(seed=0), tiny(seed=2)]
+    assert list(store.read(path, study.Config)) == [tiny(seed=0), tiny(seed=2)]
     assert capsys.readouterr().err == ""
 
 
 def test_complete_last_line_without_newline_is_kept(project):
     path = project / "s.jsonl"
     path.write_text(json.dumps(fake(tiny(seed=1))))  # an editor or a kill took the newline only
-    assert list(study.read(path)) == [tiny(seed=1)]
-    study.append(path, fake(tiny(seed=2)))
-    assert list(study.read(path)) == [tiny(seed=1), tiny(seed=2)]
+    assert list(store.read(path, study.Config)) == [tiny(seed=1)]
+    store.append(path, fake(tiny(seed=2)))
+    assert list(store.read(path, study.Config)) == [tiny(seed=1), tiny(seed=2)]
 
 
 FOREIGN = {
@@ -216,7 +216,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_foreign_line_is_named(trained, project, case):
-    study.folder("results")
+    store.folder("results")
     path, line = project / "results" / "s.jsonl", FOREIGN[case]
     record = json.dumps(fake(tiny())).encode()
     path.write_bytes(b"\n".join([record, line if isinstance(line, bytes) else line.encode(), record, b""]))
@@ -228,7 +228,7 @@ def test_foreign_line_is_named(trained, project, case):
 
 
 def test_a_directory_in_place_of_the_records(trained, project):
-    path = study.folder("results") / "s.jsonl"
+    path = store.folder("results") / "s.jsonl"
     path.mkdir()
     with pytest.raises(OSError, match=r"s\.jsonl"):
         study.runs([tiny()], "s")
@@ -266,22 +266,22 @@ def full_disk(project):
 def test_full_disk_keeps_the_finished_run(full_disk, capfd):
     record = fake(tiny("CosFace"))
     with pytest.raises(OSError, match=r"s\.jsonl cannot be written \(.+\): free space.*kept in") as error:
-        study.append(full_disk, record)
+        store.append(full_disk, record)
     assert "\n" not in str(error.value)
     copy = Path(str(error.value).split("kept in ")[1])
     assert json.loads(copy.read_text()) == record
     copy.unlink()
-    assert len(study.read(full_disk)) == 200  # the earlier ones
+    assert len(store.read(full_disk, study.Config)) == 200  # the earlier ones
 
 
 def test_full_disk_everywhere_still_shows_the_run(full_disk, monkeypatch, capfd):
     def refuse(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(study.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(store.tempfile, "NamedTemporaryFile", refuse)
     record = fake(tiny("CosFace"))
     with pytest.raises(OSError, match=r"s\.jsonl cannot be written") as error:
-        study.append(full_disk, record)
+        store.append(full_disk, record)
     shown = "".join(capfd.readouterr()) + str(error.value)
     assert json.dumps(record) in shown
 
@@ -289,7 +289,7 @@ def test_full_disk_everywhere_still_shows_the_run(full_disk, monkeypatch, capfd)
 def append_together(barrier, path, seeds):
     barrier.wait(60)
     for seed in seeds:
-        study.append(path, fake(tiny(seed=seed)))
+        store.append(path, fake(tiny(seed=seed)))
 
 
 def test_concurrent_appends_lose_nothing(project):
@@ -304,7 +304,7 @@ def test_concurrent_appends_lose_nothing(project):
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    assert sorted(c.seed for c in study.read(path)) == list(range(590))
+    assert sorted(c.seed for c in store.read(path, study.Config)) == list(range(590))
     assert len(path.read_text().splitlines()) == 590
 
 
@@ -358,7 +358,7 @@ def test_retrain(trained, project, monkeypatch):
 
 def test_budget_stops_between_runs(trained, project, monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(study.time, "time", lambda: now[0])
+    monkeypatch.setattr(store.time, "time", lambda: now[0])
     execute = study.execute
 
     def slow(config, progress=True):
@@ -387,8 +387,8 @@ def test_run_log(trained, project, monkeypatch):
 
 
 def test_smoke_writes_only_to_its_scratch(project, monkeypatch):
-    committed = study.folder("results") / "s.jsonl"
-    study.append(committed, fake(tiny(seed=0)))
+    committed = store.folder("results") / "s.jsonl"
+    store.append(committed, fake(tiny(seed=0)))
     before = committed.read_bytes()
     monkeypatch.setenv("PROFILE", "smoke")
     start = time.time()
@@ -400,7 +400,7 @@ def test_smoke_writes_only_to_its_scratch(project, monkeypatch):
     outside = [p.name for p in (project / "results").rglob("*")]
     assert set(outside) <= {"s.jsonl", "s.jsonl.lock"}
     assert len((project / ".smoke/results/s.jsonl").read_text().splitlines()) == 2
-    assert study.folder("figures") == project / ".smoke/figures"
+    assert store.folder("figures") == project / ".smoke/figures"
 
 
 def test_smoke_plan_is_small(monkeypatch):
@@ -415,7 +415,7 @@ def test_two_jobs(project):
     configs = [tiny(head, seed=1) for head in ("Softmax", "ArcFace", "CosFace")]
     frame = study.runs(configs, "s", n_jobs=2)
     assert list(frame["head"]) == ["Softmax", "ArcFace", "CosFace"]
-    assert len(study.read(project / "results/s.jsonl")) == 3
+    assert len(store.read(project / "results/s.jsonl", study.Config)) == 3
     alone = study.execute(configs[1], progress=False)[2]
     assert frame["history"][1]["loss"] == pytest.approx(alone["history"]["loss"], rel=0.05)
 
@@ -429,9 +429,9 @@ import sys, torch
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 import test_study
-from lib import study
+from lib import store, study
 torch.set_num_threads(1)
-study.PROJECT = Path(sys.argv[3])
+store.PROJECT = Path(sys.argv[3])
 study.runs(test_study.many(500), "s")
 """
 

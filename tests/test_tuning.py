@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_study import fake
 
-from lib import losses, study, tuning
+from lib import losses, store, study, tuning
 
 DATA = list(tuning.SEEDS)
 
@@ -22,7 +22,7 @@ def record(project, data, scores=None, name=None, **changes):
         trial = counts[config.head] = counts.get(config.head, -1) + 1
         accuracy, loss = (scores or {}).get((config.head, trial), (0.5, 1.0))
         entry = fake(config, metrics={"val_accuracy": accuracy}, history={"val_loss": [9.0, loss]})
-        study.append(study.folder("results") / f"tuning_{data}.jsonl", entry)
+        store.append(store.folder("results") / f"tuning_{data}.jsonl", entry)
 
 
 def tuned(data, head):
@@ -121,14 +121,14 @@ def test_the_test_set_does_not_choose(project):
     record(project, "mnist", {("ArcFace", 3): (0.9, 1.0)})
     other = [c for c in tuning.trials("mnist") if c.head == "ArcFace"][4]
     entry = fake(other, metrics={"val_accuracy": 0.8, "test_accuracy": 1.0}, history={"val_loss": [0.0]})
-    study.append(study.folder("results") / "tuning_mnist.jsonl", entry)
+    store.append(store.folder("results") / "tuning_mnist.jsonl", entry)
     frame = tuning.recorded("mnist")
     assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [3]
 
 
 def test_one_missing_trial_is_named(project):
     record(project, "cifar10")
-    path = study.folder("results") / "tuning_cifar10.jsonl"
+    path = store.folder("results") / "tuning_cifar10.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     for call in (lambda: tuned("cifar10", "Softmax"), lambda: study.plan("controlled_cifar10")):
         with pytest.raises(tuning.Incomplete, match=r"lacks 1 of 80 trials: `python -m lib.study controlled_cifar10`"):
@@ -150,7 +150,7 @@ def test_trials_for_a_gpu_count_with_the_first_seed_of_their_final_runs(project)
     ) == final
     for config in final[: len(tuning.LOSSES)]:
         assert chosen() == (1, {6}, {("NarrowAirNet", 4)})
-        study.append(study.folder("results") / "controlled_cifar10.jsonl", fake(config))
+        store.append(store.folder("results") / "controlled_cifar10.jsonl", fake(config))
     assert chosen() == (2, {12}, {("AirNet", 12)})
 
 
@@ -165,7 +165,7 @@ def test_a_diverging_trial_loses_and_the_others_go_on(project, monkeypatch):
 
     monkeypatch.setattr(study, "execute", diverge)
     tuning.runs(configs, "tuning_digits")
-    lost, won = study.read(project / "results/tuning_digits.jsonl").values()
+    lost, won = store.read(project / "results/tuning_digits.jsonl", study.Config).values()
     assert lost["metrics"] == {"val_accuracy": 0.0} and won["metrics"]["val_accuracy"] > 0.5
 
 
@@ -190,7 +190,7 @@ def test_only_complete_seeds_count(project):
         tuning.finished("cifar10")
     for config in study.plan("controlled_cifar10")[:27]:  # two seeds and seven runs of a third
         entry = fake(config, history={"val_accuracy": [0.2, 0.6]})
-        study.append(study.folder("results") / "controlled_cifar10.jsonl", entry)
+        store.append(store.folder("results") / "controlled_cifar10.jsonl", entry)
     frame = tuning.finished("cifar10")
     assert list(frame["curve"]) == pytest.approx([0.4] * len(frame))
     assert list(frame["seed"].unique()) == [0, 1] and list(frame["head"]) == [*tuning.LOSSES] * 2
@@ -246,7 +246,7 @@ def test_the_command_trains_trials_before_final_runs(project, monkeypatch, capsy
 
 def test_an_unknown_study_is_refused():
     command = [sys.executable, "-m", "lib.study", "controled_mnist"]
-    result = subprocess.run(command, cwd=study.PROJECT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=store.PROJECT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.startswith("error: unknown study 'controled_mnist'")
 
 
