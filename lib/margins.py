@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib import data as datasets
-from lib import losses, metrics, models, study, train
+from lib import losses, metrics, models, store, study, train
 from lib.statistics import differences
 
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
@@ -90,11 +90,11 @@ def point(head: str, constants=()) -> tuple[float, float, float] | None:
 
 def grid() -> list[tuple[tuple[float, float, float], float]]:
     """The points of a data set's maps and, at two scales, of other warm-ups: (point, warm-up in epochs)."""
-    S_, M2_, M3_ = ((4.0, 16.0), (0.0, 0.3, 1.2), (0.0, 0.2)) if study.smoke() else (S, M2, M3)
+    S_, M2_, M3_ = ((4.0, 16.0), (0.0, 0.3, 1.2), (0.0, 0.2)) if store.smoke() else (S, M2, M3)
     arc = [(m2, 0.0, s) for s in S_ for m2 in M2_]
     cos = [(0.0, m3, s) for s in S_ for m3 in M3_]
     both = [(m2, m3, 16.0) for m2 in M2_[1:5] for m3 in M3_[1:5]]
-    large = itertools.product(M2_[-1:] if study.smoke() else M2_[4:], (0.0,), (16.0, 64.0), WARMUPS)
+    large = itertools.product(M2_[-1:] if store.smoke() else M2_[4:], (0.0,), (16.0, 64.0), WARMUPS)
     maps = [(p, 1.0) for p in dict.fromkeys((*REFERENCES, *arc, *cos, *both))]
     return maps + [((m2, m3, s), warmup) for m2, m3, s, warmup in large]
 
@@ -106,7 +106,7 @@ def plan(names=tuple(PLANS), full: bool = False, seeds: int | None = None) -> li
         raise ValueError(f"unknown plan {sorted(unknown)[0]!r}: choose from {', '.join(PLANS)}")
     runs = {}  # (stage, run) in order
     for name in names:
-        for seed in range(2 if study.smoke() else PLANS[name] if seeds is None else seeds):
+        for seed in range(2 if store.smoke() else PLANS[name] if seeds is None else seeds):
             if name in SHORT:
                 runs |= {run: 1 + seed if late else 0 for run, late in _map(name, full, seed)}
             else:
@@ -120,12 +120,12 @@ def _map(data: str, full: bool, seed: int):
     for p, warmup in grid():
         run = Run(data, **loss(*p), **recipe, margin_warmup=warmup, seed=seed, known=7, split=seed)
         yield run, p not in REFERENCES or warmup != 1
-        if study.smoke() and seed and p == REFERENCES[-1]:
+        if store.smoke() and seed and p == REFERENCES[-1]:
             return
 
 
 def _small(data: str, seed: int):
-    sets, trials = (SMALL[data][3:4], TRIALS[:9]) if study.smoke() else (SMALL[data], TRIALS)
+    sets, trials = (SMALL[data][3:4], TRIALS[:9]) if store.smoke() else (SMALL[data], TRIALS)
     for (known, size), p in itertools.product(sets, trials):
         epochs = max(15, 6000 // size)  # 100 images need more of them
         yield Run(data, **loss(*p), epochs=epochs, batch_size=32, lr=0.05, train_size=size, known=known, seed=seed)
@@ -134,7 +134,7 @@ def _small(data: str, seed: int):
 def shrunk(run: Run) -> Run:
     """A run of a fraction of a second in the smoke profile, the same run elsewhere."""
     small = {"network": "SmallNet", "epochs": 2, "batch_size": 16, "lr": 0.05, "muon_lr": 0.0, "train_size": 64}
-    return dataclasses.replace(run, **small) if study.smoke() else run
+    return dataclasses.replace(run, **small) if store.smoke() else run
 
 
 # ---------------------------------------------------------------- one run
@@ -160,7 +160,7 @@ def select(run: Run) -> tuple[datasets.Data, datasets.Split]:
     rows = (position[data.train.labels] >= 0).nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
     size, val = run.train_size or len(rows), part(data.val)
-    room = 0 if study.smoke() else max(0, VAL_SIZE - len(val))
+    room = 0 if store.smoke() else max(0, VAL_SIZE - len(val))
     spare = part(data.train[rows[size:][:room]])
     val = datasets.Split(torch.cat([val.images, spare.images]), torch.cat([val.labels, spare.labels]))
     classes = [data.classes[c] for c in known]
@@ -188,8 +188,7 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
     except FloatingPointError:
         history, measured = {}, {"diverged": True}
     seconds = time.perf_counter() - start
-    record = {"config": dataclasses.asdict(run), "metrics": measured, "history": history, "seconds": seconds}
-    return model, study._rounded(record | study.environment(data.train.labels.device)) | {"config": record["config"]}
+    return model, store.record(run, measured, history, data.train.labels.device, seconds)
 
 
 def measure(model: models.Classifier, data: datasets.Data, unseen: datasets.Split) -> dict:
@@ -209,13 +208,13 @@ def open_set(x: Tensor, y: Tensor) -> dict[str, float]:
     return {"auc": float(auc), "recall_at_1": (y[nearest] == y).double().mean().item()}
 
 
-def _train_one(run: Run, _progress: bool) -> tuple[dict, bytes]:
-    return execute(run)[1], b""
+def _train_one(run: Run, _progress: bool) -> dict:
+    return execute(run)[1]
 
 
 def runs(configs: list[Run], *, n_jobs: int = 1, budget: float | None = None) -> dict[Run, dict]:
     """Train what is missing, as ``study.runs`` does; returns the records by run."""
-    return study.collect(configs, "margins", Run, _train_one, n_jobs=n_jobs, budget=budget)
+    return store.collect(configs, "margins", Run, _train_one, n_jobs=n_jobs, budget=budget)
 
 
 # ---------------------------------------------------------------- all runs
@@ -224,9 +223,9 @@ def runs(configs: list[Run], *, n_jobs: int = 1, budget: float | None = None) ->
 def recorded() -> dict[Run, dict]:
     """All records. In the smoke profile and with RETRAIN=1 the plans are trained first. Raises ValueError if
     there are none."""
-    if study.smoke() or os.environ.get("RETRAIN") == "1":
+    if store.smoke() or os.environ.get("RETRAIN") == "1":
         runs(plan())
-    records = study.read(study.folder("results") / "margins.jsonl", Run)
+    records = store.read(store.folder("results") / "margins.jsonl", Run)
     if not records:
         raise ValueError("margins.jsonl holds no runs: `python -m lib.margins` trains them")
     return records
@@ -235,7 +234,7 @@ def recorded() -> dict[Run, dict]:
 def maps(data: str, records: dict[Run, dict]) -> pd.DataFrame:
     """The recorded runs of a data set's maps, by the recipe or the short training, whichever has more.
 
-    One row per run: ``study.frame``'s columns and m2, m3, s, point (these as text) and stalled: is the
+    One row per run: ``store.frame``'s columns and m2, m3, s, point (these as text) and stalled: is the
     accuracy nearer to chance than to the best of the seed? A run that diverged counts as one that guesses.
     Raises ValueError if not even the references are recorded.
     """
@@ -245,7 +244,7 @@ def maps(data: str, records: dict[Run, dict]) -> pd.DataFrame:
         raise ValueError(f"margins.jsonl lacks the maps of {data}: `python -m lib.margins {data}` trains them")
     points = np.array([point(run.head, run.constants) for run in runs])
     chance = {"val_accuracy": 1 / 7, "auc": 0.5, "recall_at_1": 1 / 3}
-    frame = study.frame(records[run] for run in runs).fillna(chance)
+    frame = store.frame(records[run] for run in runs).fillna(chance)
     frame[["m2", "m3", "s"]] = points
     frame["point"] = ["{:g} {:g} {:g}".format(*p) for p in points]
     best = frame.groupby("seed")["val_accuracy"].transform("max")

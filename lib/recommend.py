@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from lib import data as datasets
-from lib import margins, study
+from lib import margins, store
 
 POINT = ["m2", "m3", "s"]
 DESCRIPTORS = ["log_classes", "log_images", "probe_error"]
@@ -67,8 +67,8 @@ def observations() -> pd.DataFrame:
     out, as are runs of other losses.
     """
     rows = []
-    for path in sorted(study.folder("results").glob("*.jsonl")):
-        for run, record in study.read(path, margins.Run).items() if _holds_runs(path) else ():
+    for path in sorted(store.folder("results").glob("*.jsonl")):
+        for run, record in store.read(path, margins.Run).items() if _holds_runs(path) else ():
             p = margins.point(run.head, run.constants)
             if p is not None and run.data in datasets.NAMES:
                 setting = dataclasses.replace(run, head="NormFace", constants=(), seed=0)
