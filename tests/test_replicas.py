@@ -530,12 +530,12 @@ def test_controlled_study_answers_claims(monkeypatch, capsys):
 
 
 def test_the_check_of_the_recommender_answers_its_claim(monkeypatch, capsys):
-    checks = {"family": pd.DataFrame({"log_odds": [-0.1, -0.2, -0.3]})}
+    checks = {"family": pd.DataFrame({"log_odds": [-0.20, -0.25, -0.30]})}
     monkeypatch.setattr(claims.recommend, "observations", lambda: "observed")
     monkeypatch.setattr(claims.recommend, "leave_out", lambda observed, column: checks[column])
     number = numbers("A regression over recorded runs")
     row = claims.ledger({}, number).iloc[0]
-    mean, low, high = statistics.interval([-0.1, -0.2, -0.3])
+    mean, low, high = statistics.interval([-0.20, -0.25, -0.30])
     assert row["figure"] == f"{mean:.3f} [{low:.3f}, {high:.3f}] log-odds" and row["verdict"] == "reversed"
     assert row["n"] == 3 and row["setting"] == "n data sets"
     checks["family"] = pd.DataFrame()
