@@ -134,18 +134,23 @@ def load(name: str, train_size: int = 0, crop_padding: int | None = None) -> dat
     return data
 
 
-def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, datasets.Data, dict]:
-    """Train one run; returns (model, data, record). Nothing is written."""
-    data = load(config.data, config.train_size, config.crop_padding)
+def fit(config: Config, data: datasets.Data, progress: bool = True) -> tuple[models.Classifier, dict]:
+    """The model of a run, trained on data, and its history."""
     torch.manual_seed(config.seed)  # the network first, then W: equal for every head
     network = models.network(config.network, data, config.embedding_dim)
     head = losses.make(config.head, len(data.classes), config.embedding_dim, **dict(config.constants))
     model = models.Classifier(network, head)
     options = {field: getattr(config, field) for field in TRAINING}
-    history = train.fit(model, data, **options, progress=progress, name=config)
+    return model, train.fit(model, data, **options, progress=progress, name=config)
+
+
+def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, datasets.Data, dict]:
+    """Train one run; returns (model, data, record). Nothing is written."""
+    data = load(config.data, config.train_size, config.crop_padding)
+    model, history = fit(config, data, progress)
     x = train.embed(model, data, data.test)
     with torch.no_grad():
-        logits = model.head(x.to(head.W.device)).cpu()
+        logits = model.head(x.to(model.head.W.device)).cpu()
     val_logits = train.predict(model, data, data.val)
     measured = metrics.evaluate(logits, data.test.labels.cpu(), x, val_logits, data.val.labels.cpu())
     device = data.train.labels.device
