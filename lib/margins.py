@@ -168,25 +168,20 @@ def select(run: Run) -> tuple[datasets.Data, datasets.Split]:
     return chosen, part(data.val, seen=False)
 
 
-def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
+def execute(run: Run, progress: bool = False) -> tuple[models.Classifier | None, dict]:
     """Train one run; returns the model and its record. Nothing is written.
 
     The metrics are val_accuracy over val_size images and, if classes are left out, those of ``open_set``;
-    of a run whose loss became infinite, diverged alone.
+    of a run whose loss became infinite, diverged alone (and no model).
     """
     data, unseen = select(run)
-    torch.manual_seed(run.seed)
-    network = models.network(run.network, data, run.embedding_dim)
-    head = losses.make(run.head, len(data.classes), run.embedding_dim, **dict(run.constants))
-    model = models.Classifier(network, head)
     watched = dataclasses.replace(data, val=data.val[:WATCHED])
-    options = {field: getattr(run, field) for field in study.TRAINING}
     start = time.perf_counter()
     try:
-        history = train.fit(model, watched, **options, progress=progress, name=run)
+        model, history = study.fit(run, watched, progress)
         measured = measure(model, data, unseen)
     except FloatingPointError:
-        history, measured = {}, {"diverged": True}
+        model, history, measured = None, {}, {"diverged": True}
     seconds = time.perf_counter() - start
     return model, store.record(run, measured, history, data.train.labels.device, seconds)
 
