@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from lib import data as datasets
 from lib import losses, metrics, models, store, study, train
-from lib.statistics import differences
+from lib.statistics import bracket, differences
 
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
 S = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -247,27 +247,53 @@ def maps(data: str, records: dict[Run, dict]) -> pd.DataFrame:
 
 
 def surface(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A map's cells, by (m2, m3, s): n, value in percent, stalled, best, low and high (the 95 % interval of the
-    difference to the best cell, for all cells at once) and near: that difference is not shown.
+    """A map's cells, by (m2, m3, s): n, value in percent, stalled (did any of its runs?), best, low and high (the
+    95 % interval of the difference to the best cell, for all cells at once) and near: that difference is not shown.
 
-    A value is the default's mean plus the difference to it, so that a seed of which only some cells are
-    recorded shifts none: its seven classes may be easier. Stalled cells say nothing about the noise, and
-    none of them is the best.
+    Seeds differ in their seven classes, and of a later seed only some cells may be recorded. So a value is the
+    default's mean plus the difference to it: in the model of ``statistics.differences``, or, of a cell that
+    stalls, seed by seed. Such a cell says nothing about the noise of the others, and is none of the near ones.
     """
     frame = frame[frame["margin_warmup"] == 1].assign(head=lambda f: f["point"])
-    cells = frame.groupby(["m2", "m3", "s"]).agg(head=("head", "first"), stalled=("stalled", "all"), n=("seed", "size"))
-    default = "{:g} {:g} {:g}".format(*point("ArcFace"))
-    level = 100 * frame.loc[frame["head"] == default, metric].mean()
-    cells["value"] = level + cells["head"].map(differences(frame, metric, default, factor=100)["mean"]).fillna(0)
-    best = cells.loc[cells["value"].where(~cells["stalled"]).idxmax(), "head"]
-    cells["best"] = cells["head"] == best
+    cells = frame.groupby(["m2", "m3", "s"]).agg(head=("head", "first"), stalled=("stalled", "any"), n=("seed", "size"))
     trained = frame[frame["head"].isin(cells.loc[~cells["stalled"], "head"])]
+    default = "{:g} {:g} {:g}".format(*point("ArcFace"))
+    own = frame[frame["head"] == default].set_index("seed")[metric]
+    gaps = 100 * (frame[metric] - frame["seed"].map(own)).groupby(frame["head"]).mean()
+    if default in set(trained["head"]) and trained["head"].nunique() > 1:
+        gaps.update(differences(trained, metric, default, factor=100)["mean"])
+    cells["value"] = 100 * own.mean() + cells["head"].map(gaps)
+    candidates = cells if cells["stalled"].all() else cells[~cells["stalled"]]
+    best = candidates.loc[candidates["value"].idxmax(), "head"]
+    cells["best"] = cells["head"] == best
     to_best = pd.DataFrame(columns=["low", "high"], dtype=float)
     if trained["head"].nunique() > 1:
         to_best = differences(trained, metric, best, factor=100)
     cells["low"], cells["high"] = (cells["head"].map(to_best[side]) for side in ("low", "high"))
     cells["near"] = cells["best"] | (cells["high"] >= 0)
     return cells
+
+
+def label(m2: float, m3: float, s: float) -> str:
+    """A point as the loss that it is, with its constants."""
+    fields = loss(m2, m3, s)
+    return f"{fields['head']} (" + ", ".join(f"{k} = {v:g}" for k, v in fields["constants"].items()) + ")"
+
+
+def reading(cells: pd.DataFrame) -> str:
+    """A ``surface`` in sentences: the best point, what cannot be told from it, and the default beside it."""
+    best, default = cells["best"].idxmax(), point("ArcFace")
+    near, trained = cells.index[cells["near"]], int((~cells["stalled"]).sum())
+    scales = sorted({s for _, _, s in near})
+    text = (
+        f"The best of {len(cells)} points is {label(*best)} with {cells.loc[best, 'value']:.1f} %. Of the {trained} "
+        f"that train, {len(near)} cannot be told from it; their scales go from {scales[0]:g} to {scales[-1]:g}. "
+    )
+    if best == default:
+        return text + "The best is the default."
+    row = cells.loc[default]
+    gap = pd.Series({"mean": row["value"] - cells.loc[best, "value"], "low": row["low"], "high": row["high"]})
+    return text + f"The default, {label(*default)}, minus the best: {bracket(gap)} points."
 
 
 def main() -> None:

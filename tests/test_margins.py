@@ -158,6 +158,35 @@ def test_a_seed_with_few_points_shifts_none(project):
     assert part.loc[cell, "value"] == pytest.approx(whole.loc[cell, "value"], abs=0.3)  # not 1 point below
 
 
+def test_a_point_that_stalls_on_one_seed_says_nothing_about_the_noise(project):
+    fickle = (1.2, 0.0, 64.0)
+
+    def accuracy(p, seed):
+        return 0.15 if p == fickle and seed else noisy(p, seed)
+
+    whole, part = (margins.surface(surface_of(f), "val_accuracy") for f in (noisy, accuracy))
+    assert part.loc[fickle, "stalled"] and not part.loc[fickle, "near"] and not whole.loc[fickle, "stalled"]
+    others = ~part["stalled"] & ~part["best"]
+    width = [cells.loc[others, "high"] - cells.loc[others, "low"] for cells in (whole, part)]
+    assert (width[1] / width[0]).to_numpy() == pytest.approx(1, abs=0.05)
+    assert part.loc[fickle, "value"] == pytest.approx(
+        (91 + 15 + 2 - 1) / 2, abs=0.5
+    )  # beside the default, seed by seed
+    values = [cells.loc[others, "value"] for cells in (whole, part)]
+    assert values[0].to_numpy() == pytest.approx(values[1].to_numpy(), abs=0.05)
+
+
+def test_a_surface_in_sentences(project):
+    cells = margins.surface(surface_of(noisy), "val_accuracy")
+    text = margins.reading(cells)
+    best = margins.label(*cells["best"].idxmax())
+    assert f"The best of {len(cells)} points is {best} with 9" in text and "2 cannot be told from it" in text
+    assert "their scales go from 8 to 8" in text
+    assert "The default, ArcFace (s = 16, m = 0.3), minus the best: -4." in text and "] points." in text
+    winner = surface_of(lambda p, seed: noisy(p, seed) + (p == recommend.DEFAULT) / 20)
+    assert margins.reading(margins.surface(winner, "val_accuracy")).endswith("The best is the default.")
+
+
 def test_a_diverged_run_counts_as_one_that_guesses(project):
     records = {run: fake(run, 0.9) for run in margins.plan(["mnist"], seeds=1)}
     last = list(records)[-1]
