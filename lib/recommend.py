@@ -18,7 +18,7 @@ from scipy.stats import norm
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from lib import data as datasets
@@ -48,38 +48,39 @@ def recommend(data: datasets.Data, observed: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe(data: datasets.Data) -> dict[str, float]:
-    """log_classes, log_images (training images per class) and probe_error: the validation error of a logistic
-    regression on raw pixels, of at most 2,000 images on each side."""
+    """log_classes, log_images (training images per class) and probe_error: the validation error of a linear
+    probe (ridge regression to one-hot labels) on raw pixels, of at most 2,000 images on each side."""
     train, val = data.train[:2000], data.val[:2000]
     pixels = [split.images.flatten(1).float().cpu().numpy() / 255 for split in (train, val)]
-    probe = LogisticRegression(C=0.01, tol=1e-3, max_iter=1000).fit(pixels[0], train.labels.cpu())
+    probe = RidgeClassifier(alpha=10).fit(pixels[0], train.labels.cpu())
     C = len(data.classes)
     error = 1 - probe.score(pixels[1], val.labels.cpu())
     return dict(zip(DESCRIPTORS, (math.log(C), math.log(len(data.train) / C), error), strict=True))
 
 
 def observations() -> pd.DataFrame:
-    """Every recorded point on every data set: POINT, DESCRIPTORS, family, set (its name), n, accuracy (mean over
-    seeds), gain (its log-odds less those of the four default losses on that set) and variance (of gain,
-    from the number of validation images).
+    """Every recorded point on every data set: POINT, DESCRIPTORS, family, set (its name), n (runs), gain (log-odds of
+    a right answer less those of the four default losses with the same seed, mean over runs), variance (of gain,
+    from the number of validation images) and accuracy (the default's mean, plus the difference to it seed by seed).
 
-    A set is a choice of classes and images with one way of training. Sets without the four defaults are left
-    out, as are runs of other losses.
+    A set is a number of classes and images with one way of training. Sets and seeds without the four defaults
+    are left out, as are runs of other losses.
     """
     rows = []
     for path in sorted(store.folder("results").glob("*.jsonl")):
         for run, record in store.read(path, margins.Run).items() if _holds_runs(path) else ():
             p = margins.point(run.head, run.constants)
             if p is not None and run.data in datasets.NAMES:
-                setting = dataclasses.replace(run, head="NormFace", constants=(), seed=0)
+                setting = dataclasses.replace(run, head="NormFace", constants=(), seed=0, split=0)
                 C, measured = run.known or 10, record["metrics"]
                 accuracy = measured.get("val_accuracy", 1 / C)  # without one it diverged
-                rows.append((setting, *p, accuracy, measured.get("val_size", datasets.VAL_SIZE)))
-    frame = pd.DataFrame(rows, columns=["setting", *POINT, "accuracy", "size"])
+                rows.append((setting, run.seed, *p, accuracy, measured.get("val_size", datasets.VAL_SIZE)))
+    frame = pd.DataFrame(rows, columns=["setting", "seed", *POINT, "accuracy", "size"])
     sets = [cells for _, group in frame.groupby("setting", sort=False) if (cells := _relative(group)) is not None]
+    names = [cells["set"].iloc[0] for cells in sets]
     for number, cells in enumerate(sets):
-        if any(cells["set"].iloc[0] == other["set"].iloc[0] for other in sets[:number]):
-            cells["set"] += f" ({number})"  # the same images, trained in another way
+        if earlier := names[:number].count(names[number]):
+            cells["set"] += f" ({earlier + 1})"  # the same images, trained in another way
     return pd.concat(sets or [frame.iloc[:0].assign(set=[], family=[])], ignore_index=True)
 
 
@@ -92,18 +93,22 @@ def _holds_runs(path) -> bool:
 
 def _relative(group: pd.DataFrame) -> pd.DataFrame | None:
     """The observations of one set, None without its defaults."""
-    setting = group["setting"].iloc[0]
-    cells = group.groupby(POINT).agg(n=("size", "size"), accuracy=("accuracy", "mean"), size=("size", "sum"))
-    if not set(margins.DEFAULTS) <= set(cells.index):
+    right = (group["accuracy"] * group["size"] + 0.5) / (group["size"] + 1)  # finite also without an error
+    runs = group.assign(odds=np.log(right / (1 - right)), variance=1 / (group["size"] * right * (1 - right)))
+    runs["point"] = list(zip(*(runs[name] for name in POINT), strict=True))
+    defaults = runs[runs["point"].isin(margins.DEFAULTS)].pivot(index="seed", columns="point").dropna()
+    runs = runs[runs["seed"].isin(defaults.index)]
+    if runs.empty or defaults["odds"].shape[1] < len(margins.DEFAULTS):
         return None
-    right = (cells["accuracy"] * cells["size"] + 0.5) / (cells["size"] + 1)  # finite also without an error
-    odds = np.log(right / (1 - right))
-    cells["gain"] = (odds - odds.loc[list(margins.DEFAULTS)].mean()).clip(lower=WORST)
-    cells["variance"] = 1 / (cells["size"] * right * (1 - right))
-    C, size, split = setting.known or 10, setting.train_size, setting.split
-    name = f"{margins.NAMES[setting.data]}, {C} classes, {size or 'all'} images" + (
-        f", choice {split}" if split else ""
+    usual = defaults["accuracy", DEFAULT]
+    runs["gain"] = (runs["odds"] - runs["seed"].map(defaults["odds"].mean(axis=1))).clip(lower=WORST)
+    runs["accuracy"] += usual.mean() - runs["seed"].map(usual)
+    cells = runs.groupby(POINT).agg(
+        n=("seed", "size"), accuracy=("accuracy", "mean"), gain=("gain", "mean"), variance=("variance", "mean")
     )
+    cells["variance"] /= cells["n"]
+    setting = group["setting"].iloc[0]
+    name = f"{margins.NAMES[setting.data]}, {setting.known or 10} classes, {setting.train_size or 'all'} images"
     return cells.reset_index().assign(family=margins.NAMES[setting.data], set=name, **_described(setting))
 
 
@@ -154,13 +159,16 @@ def leave_out(observed: pd.DataFrame, column: str) -> pd.DataFrame:
     accuracy of it, of the default, of the best point and of usual, the point with the best mean gain on the
     other sets (a recommendation without regression); log_odds: measured, recommended less default.
     """
-    rows = []
+    rows, models = [], {}
     for name, own in observed.groupby("set", sort=False):
-        others = observed[observed[column] != own[column].iloc[0]]
+        left_out = own[column].iloc[0]
+        others = observed[observed[column] != left_out]
         if len(own) <= len(margins.REFERENCES) or others["set"].nunique() < 2:
             continue
+        if left_out not in models:
+            models[left_out] = fit(others)
         own = own.set_index(POINT, drop=False)
-        table = predict(fit(others), own, own[DESCRIPTORS].iloc[0]).set_index(POINT, drop=False)
+        table = predict(models[left_out], own, own[DESCRIPTORS].iloc[0]).set_index(POINT, drop=False)
         chosen = table["gain"].idxmax()
         known = others.groupby(POINT)["gain"].agg(["mean", "size"]).reindex(own.index)
         usual = known["mean"].where(known["size"] > known["size"].max() / 2).idxmax()

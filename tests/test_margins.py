@@ -326,3 +326,19 @@ def test_it_needs_two_sets(project, described):
     write(peaked, SETS[:1])
     with pytest.raises(ValueError, match="too few records to learn from"):
         recommend.fit(recommend.observations())
+
+
+def test_a_seed_with_few_points_shifts_no_gain(project, described):
+    """Seed 1 has easier classes, and of it only the defaults are recorded."""
+    for p in margins.TRIALS:
+        for seed in (0, 1) if p in margins.DEFAULTS else (0,):
+            run = margins.Run("mnist", **margins.loss(*p), known=7, train_size=700, seed=seed, split=seed)
+            accuracy = 0.8 + 0.15 * seed if p != (0.8, 0.0, 16.0) else 0.9
+            store.append(store.folder("results") / "margins.jsonl", fake(run, accuracy))
+    observed = recommend.observations().set_index(recommend.POINT)
+    assert observed["set"].nunique() == 1 and observed["n"].max() == 2
+    odds = [np.log(a / (1 - a)) for a in (0.8, 0.9)]
+    assert observed.loc[(0.8, 0.0, 16.0), "gain"] == pytest.approx(odds[1] - odds[0], abs=1e-2)
+    assert observed.drop((0.8, 0.0, 16.0))["gain"].to_numpy() == pytest.approx(0, abs=1e-9)
+    assert observed["accuracy"].drop((0.8, 0.0, 16.0)).to_numpy() == pytest.approx(0.875)
+    assert observed.loc[(0.8, 0.0, 16.0), "accuracy"] == pytest.approx(0.975)
