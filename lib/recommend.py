@@ -96,7 +96,10 @@ def _relative(group: pd.DataFrame) -> pd.DataFrame | None:
     right = (group["accuracy"] * group["size"] + 0.5) / (group["size"] + 1)  # finite also without an error
     runs = group.assign(odds=np.log(right / (1 - right)), variance=1 / (group["size"] * right * (1 - right)))
     runs["point"] = list(zip(*(runs[name] for name in POINT), strict=True))
-    defaults = runs[runs["point"].isin(margins.DEFAULTS)].pivot(index="seed", columns="point").dropna()
+    defaults = runs[runs["point"].isin(margins.DEFAULTS)]
+    defaults = defaults.pivot_table(
+        ["odds", "accuracy"], index="seed", columns="point"
+    ).dropna()  # two files may hold a run
     runs = runs[runs["seed"].isin(defaults.index)]
     if runs.empty or defaults["odds"].shape[1] < len(margins.DEFAULTS):
         return None
@@ -169,7 +172,8 @@ def leave_out(observed: pd.DataFrame, column: str) -> pd.DataFrame:
             models[left_out] = fit(others)
         own = own.set_index(POINT, drop=False)
         table = predict(models[left_out], own, own[DESCRIPTORS].iloc[0]).set_index(POINT, drop=False)
-        chosen = table["gain"].idxmax()
+        gain = table["gain"].round(6)
+        chosen = gain.idxmax() if gain.max() > 0 else DEFAULT  # far from all that it knows, it expects no gain
         known = others.groupby(POINT)["gain"].agg(["mean", "size"]).reindex(own.index)
         usual = known["mean"].where(known["size"] > known["size"].max() / 2).idxmax()
         rows.append(
