@@ -241,8 +241,10 @@ def margin_map(ax: Axes, values: pd.DataFrame, near: pd.DataFrame, marks: dict[t
     for draw, changes in ((ax.hlines, np.diff(inside[:, 1:-1], axis=0)), (ax.vlines, np.diff(inside[1:-1], axis=1).T)):
         for a, b in np.argwhere(changes):
             draw(a - 0.5, b - 0.5, b + 0.5, **line)
-    ax.set_xticks(range(values.shape[1]), [f"{v:g}" for v in values.columns])
-    ax.set_yticks(range(values.shape[0]), [f"{v:g}" for v in values.index])
+    rows, columns = values.shape
+    ax.set(xlim=(-0.57, columns - 0.43), ylim=(-0.57, rows - 0.43))  # room for a line along the edge
+    ax.set_xticks(range(columns), [f"{v:g}" for v in values.columns])
+    ax.set_yticks(range(rows), [f"{v:g}" for v in values.index])
     ax.grid(False)
 
 

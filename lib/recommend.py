@@ -35,15 +35,19 @@ def recommend(data: datasets.Data, observed: pd.DataFrame) -> pd.DataFrame:
 
     Columns: constants (of the head), gain (expected log-odds of a right answer on validation images, less those
     of the default, ArcFace at s = 16, m = 0.3), deviation (of that prediction, with the noise of a run on both
-    sides), better (the probability that a run with it beats one with the default). Only recorded
-    points are candidates. Raises ValueError for observations of fewer than two data sets.
+    sides), better (the probability that a run with it beats one with the default). Only recorded points are
+    candidates; where no gain is expected, the default is first. Raises ValueError for observations of fewer than
+    two data sets.
     """
-    candidates = observed[POINT].drop_duplicates()
+    default = pd.DataFrame([DEFAULT], columns=POINT)
+    candidates = pd.concat([default, observed[POINT]], ignore_index=True).drop_duplicates()
     table = predict(fit(observed), candidates, describe(data))
     fields = [margins.loss(*p) for p in table[POINT].to_numpy()]
     table["loss"] = [field["head"] for field in fields]
     table["constants"] = [", ".join(f"{k} = {v:g}" for k, v in field["constants"].items()) for field in fields]
-    table = table.sort_values("gain", ascending=False).drop_duplicates("loss")
+    # stable: of points with equal gains, as where it knows nothing, the default is first
+    table = table.sort_values("gain", ascending=False, kind="stable", key=lambda gain: gain.round(6))
+    table = table.drop_duplicates("loss")
     return table.set_index("loss")[["constants", "gain", "deviation", "better"]]
 
 

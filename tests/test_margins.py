@@ -313,6 +313,19 @@ def test_a_recommendation_for_new_data(project, described, digits):
     assert (table["gain"].diff().dropna() <= 0).all() and table["better"].between(0, 1).all()
 
 
+def test_where_it_knows_nothing_it_keeps_the_default(project, described, digits, monkeypatch):
+    write(peaked)
+    observed = recommend.observations()
+    far = {"log_classes": 99.0, "log_images": 99.0, "probe_error": 99.0}
+    monkeypatch.setattr(recommend, "describe", lambda data: far)
+    fitted = recommend.fit(observed)
+    fitted[1].kernel_.k1.k2.length_scale = np.ones(6)  # no descriptor is thought not to matter
+    monkeypatch.setattr(recommend, "fit", lambda observed: fitted)
+    table = recommend.recommend(digits, observed)
+    assert table.index[0] == "ArcFace" and table.loc["ArcFace", "constants"] == "s = 16, m = 0.3"
+    assert table["gain"].to_numpy() == pytest.approx(0, abs=1e-6)
+
+
 def test_descriptors_of_digits(digits):
     found = recommend.describe(digits)
     assert found["log_classes"] == pytest.approx(np.log(10))
