@@ -131,7 +131,7 @@ def load(name: str, train_size: int = 0, crop_padding: int | None = None) -> dat
         size = min(train_size, len(data.train))
         data = dataclasses.replace(data, train=data.train[:size])
     if store.smoke():
-        data = dataclasses.replace(data, val=data.val[:500], test=data.test[:500])
+        data = dataclasses.replace(data, val=data.val[:250], test=data.test[:250])
     return data
 
 
