@@ -279,7 +279,7 @@ def recommended(found, row):
     check = recommend.leave_out(recommend.observations(), "family")
     if not len(check):
         raise replicas.Incomplete("no runs of margins are recorded")
-    figure = Figure(*statistics.interval(check["log_odds"]), len(check), "n data sets")
+    figure = Figure(*statistics.interval(check["log_odds"]), len(check), "each family left out in turn")
     return figure, effect_verdict(figure)
 
 

@@ -537,7 +537,7 @@ def test_the_check_of_the_recommender_answers_its_claim(monkeypatch, capsys):
     row = claims.ledger({}, number).iloc[0]
     mean, low, high = statistics.interval([-0.20, -0.25, -0.30])
     assert row["figure"] == f"{mean:.3f} [{low:.3f}, {high:.3f}] log-odds" and row["verdict"] == "reversed"
-    assert row["n"] == 3 and row["setting"] == "n data sets"
+    assert row["n"] == 3 and row["setting"] == "each family left out in turn"
     checks["family"] = pd.DataFrame()
     assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
     trained = []
