@@ -10,6 +10,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
@@ -223,6 +224,28 @@ def spread(heights: np.ndarray, gap: float) -> np.ndarray:
     result = np.empty_like(placed)
     result[order] = placed - (placed.mean() - heights.mean())
     return result
+
+
+def margin_map(ax: Axes, values: pd.DataFrame, near: pd.DataFrame, marks: dict[tuple, str], limits: tuple) -> None:
+    """Values (rows: a margin, columns: the scale or another margin) as a heat map with numbers, a line around the
+    cells that are near the best, and marks: (row, column) -> matplotlib marker. limits: of the colours."""
+    numbers = values.to_numpy(float)
+    ax.imshow(np.ma.masked_invalid(numbers), origin="lower", aspect="auto", vmin=limits[0], vmax=limits[1])
+    for i, j in np.argwhere(np.isfinite(numbers)):
+        colour = "black" if numbers[i, j] > np.mean(limits) else "white"
+        ax.text(j, i - 0.12, f"{numbers[i, j]:.1f}", ha="center", va="center", fontsize=7, color=colour)
+        if marker := marks.get((values.index[i], values.columns[j])):
+            ax.plot(j, i + 0.3, marker, color=colour, markersize=5)
+    inside = np.pad(near.to_numpy(bool), 1)
+    line = {"color": "red", "linewidth": 2, "path_effects": [withStroke(linewidth=4, foreground="white")]}
+    for draw, changes in ((ax.hlines, np.diff(inside[:, 1:-1], axis=0)), (ax.vlines, np.diff(inside[1:-1], axis=1).T)):
+        for a, b in np.argwhere(changes):
+            draw(a - 0.5, b - 0.5, b + 0.5, **line)
+    rows, columns = values.shape
+    ax.set(xlim=(-0.57, columns - 0.43), ylim=(-0.57, rows - 0.43))  # room for a line along the edge
+    ax.set_xticks(range(columns), [f"{v:g}" for v in values.columns])
+    ax.set_yticks(range(rows), [f"{v:g}" for v in values.index])
+    ax.grid(False)
 
 
 def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str], s: float = 5) -> None:
