@@ -20,7 +20,8 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import ablation, data, export, losses, replicas, statistics, store, study, tuning
+from lib import ablation, data, export, losses, recommend, replicas, statistics, store, study, tuning
+from lib import margins as maps
 
 SOURCE = Path(__file__).resolve().parent.parent / "results" / "claims_source.csv"
 OPEN = "not testable here"
@@ -273,6 +274,15 @@ def controlled(found, row):
     return figure, effect_verdict(figure)
 
 
+def recommended(found, row):
+    """Does the recommender's point beat the default on images of a kind that it has not seen?"""
+    check = recommend.leave_out(recommend.observations(), "family")
+    if not len(check):
+        raise replicas.Incomplete("no runs of margins are recorded")
+    figure = Figure(*statistics.interval(check["log_odds"]), len(check), "each family left out in turn")
+    return figure, effect_verdict(figure)
+
+
 def untested(found, row):
     return Figure(), OPEN
 
@@ -399,8 +409,8 @@ CONTROLLED = {
 KINDS = {
     f.__name__: f
     for f in (
-        value, effect, influence, presence, harder, outlier, best, margins, controlled, exact, noise, delivered,
-        untested,
+        value, effect, influence, presence, harder, outlier, best, margins, controlled, recommended, exact, noise,
+        delivered, untested,
     )
 }  # fmt: skip
 
@@ -468,13 +478,19 @@ def main() -> None:
 
 def train_missing(name: str) -> None:
     """Train a plan, or a study, of which no seed is complete, or, with RETRAIN=1, anew."""
+    if name == "margins":
+        load, train = maps.recorded, lambda: maps.runs(maps.plan())
+    elif name in CONTROLLED:
+        load, train = CONTROLLED[name], lambda: study.train_missing([name])
+    else:
+        load, train = lambda: replicas.complete(name, replicas.read()), lambda: replicas.runs([name])
     try:
-        CONTROLLED[name]() if name in CONTROLLED else replicas.complete(name, replicas.read())
+        load()
         if os.environ.get("RETRAIN") != "1":
             return
     except ValueError:  # nothing is recorded
         pass
-    study.train_missing([name]) if name in CONTROLLED else replicas.runs([name])
+    train()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def shrunk(config: Config) -> Config:
     """A run of seconds in the smoke profile, the same run elsewhere."""
     if not store.smoke():
         return config
-    return dataclasses.replace(config, epochs=1, low_res_epochs=0, train_size=512, batch_size=64)
+    network = "NarrowAirNet" if config.network == "AirNet" else config.network
+    return dataclasses.replace(config, network=network, epochs=1, low_res_epochs=0, train_size=512, batch_size=64)
 
 
 @functools.lru_cache(maxsize=2)
@@ -130,7 +131,7 @@ def load(name: str, train_size: int = 0, crop_padding: int | None = None) -> dat
         size = min(train_size, len(data.train))
         data = dataclasses.replace(data, train=data.train[:size])
     if store.smoke():
-        data = dataclasses.replace(data, val=data.val[:500], test=data.test[:500])
+        data = dataclasses.replace(data, val=data.val[:250], test=data.test[:250])
     return data
 
 

@@ -158,7 +158,7 @@ def test_recipes_in_miniature(small, capsys):
     assert json.loads(lines[1])["dtype"] == "fp32" and json.loads(lines[1])["settings"]["data"] == "digits"
     cost = benchmarks.recorded("cost").iloc[0]
     assert cost["flop"] > 0 and cost["flop_per_second"] > 1e6
-    assert cost.filter(like="share.").sum() == pytest.approx(1) and cost["share.convolutions"] > 0
+    assert cost.filter(like="share.").sum() == pytest.approx(1, abs=1e-4) and cost["share.convolutions"] > 0
     recipes.measure(["digits"])
     assert "2 runs from recipes.jsonl, 0 trained now" in capsys.readouterr().out
 

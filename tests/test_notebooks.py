@@ -10,7 +10,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 CHAPTERS = [
     "01_cosine_distance", "02_arcface_derivation", "03_mnist", "04_cifar10", "05_adaloss", "06_embeddings",
-    "07_replication", "08_beyond_accuracy", "10_scaling", "11_your_data",
+    "07_replication", "08_beyond_accuracy", "09_margins_and_scale", "10_scaling", "11_your_data",
 ]  # fmt: skip
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from lib import losses, plots, statistics
 
@@ -53,6 +54,19 @@ def test_save_writes_the_same_bytes(project):
     first, second = (project / "figures" / f"{name}.png" for name in ("00_a", "00_b"))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(b"\x89PNG") and b"Software" not in first.read_bytes()
+
+
+def test_save_keeps_the_look_and_the_size_on_paper(project):
+    fig, ax = plt.subplots()
+    ax.scatter(*np.random.default_rng(0).normal(size=(2, 2000)), c=np.arange(2000) % 10, cmap="tab10", s=9, alpha=0.5)
+    ax.plot([0, 1], [0, 1], color="red", linewidth=0.5)
+    plots.save(fig, "00_a")
+    fig.savefig(project / "full.png")
+    plt.close(fig)
+    small, full = (Image.open(project / path) for path in ("figures/00_a.png", "full.png"))
+    assert small.info["dpi"] == full.info["dpi"] and small.size == full.size
+    assert np.abs(np.array(small.convert("RGB"), int) - np.array(full.convert("RGB"), int)).max() < 32
+    assert (project / "figures/00_a.png").stat().st_size < 0.5 * (project / "full.png").stat().st_size
 
 
 def test_smoke_leaves_figures_alone(project, monkeypatch):

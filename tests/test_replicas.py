@@ -364,7 +364,7 @@ def test_typed_table_is_whole():
     assert len(table) >= 30 and list(table.index) == list(range(1, len(table) + 1))
     assert set(table["source"]) == {"S1", "S2", "S3", "S4", "S5"}
     assert set(table["kind"]) <= set(claims.KINDS)
-    assert set(" ".join(table["plans"]).split()) <= {*replicas.PLANS, *claims.CONTROLLED}
+    assert set(" ".join(table["plans"]).split()) <= {*replicas.PLANS, *claims.CONTROLLED, "margins"}
     assert not table.duplicated(["source", "claim"]).any() and not (table[["claim", "test"]] == "").any(axis=None)
     needs = table["kind"].isin(["value", "outlier", "exact"])
     assert (table["published"].notna() == needs).all() and (table["tolerance"].notna() == needs).all()
@@ -527,6 +527,25 @@ def test_controlled_study_answers_claims(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["claims", str(number[0])])
     claims.main()
     assert trained == [["controlled_mnist"]] and "not testable here" in capsys.readouterr().out
+
+
+def test_the_check_of_the_recommender_answers_its_claim(monkeypatch, capsys):
+    checks = {"family": pd.DataFrame({"log_odds": [-0.20, -0.25, -0.30]})}
+    monkeypatch.setattr(claims.recommend, "observations", lambda: "observed")
+    monkeypatch.setattr(claims.recommend, "leave_out", lambda observed, column: checks[column])
+    number = numbers("A regression over recorded runs")
+    row = claims.ledger({}, number).iloc[0]
+    mean, low, high = statistics.interval([-0.20, -0.25, -0.30])
+    assert row["figure"] == f"{mean:.3f} [{low:.3f}, {high:.3f}] log-odds" and row["verdict"] == "reversed"
+    assert row["n"] == 3 and row["setting"] == "each family left out in turn"
+    checks["family"] = pd.DataFrame()
+    assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
+    trained = []
+    monkeypatch.setattr(claims.maps, "recorded", lambda: int("no runs"))  # a ValueError
+    monkeypatch.setattr(claims.maps, "runs", lambda plan: trained.append(len(plan)))
+    monkeypatch.setattr(sys, "argv", ["claims", str(number[0])])
+    claims.main()
+    assert trained == [len(claims.maps.plan())] and "not testable here" in capsys.readouterr().out
 
 
 def test_equations_can_fail():
