@@ -10,8 +10,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 
 from lib import losses, statistics, store
@@ -200,89 +199,9 @@ def angle_histogram(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     ax.set(xlim=(0, 150), xlabel="angle (degrees)", yticks=[])
 
 
-def trials(ax: Axes, frame: pd.DataFrame) -> None:
-    """Validation error (%, log) of all trials of ``tuning.recorded``, a row per loss: the defaults as a cross, the
-    others as dots, the chosen one inside a ring. No error at all is drawn at 0.01 %."""
-    for row, (head, group) in enumerate(frame.groupby("head", sort=False)):
-        error = 100 * (1 - group["val_accuracy"]).clip(lower=1e-4)
-        ax.plot(error[1:], [row] * (len(group) - 1), ".", color=COLOURS[head], markersize=7)
-        ax.plot(error.iloc[0], row, "x", color=COLOURS[head], markersize=8, markeredgewidth=2)
-        ax.plot(error[group["chosen"]], [row], "o", color="0.2", markersize=12, fillstyle="none")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.set_yticks(range(frame["head"].nunique()), frame["head"].unique())
-    ax.invert_yaxis()
-
-
-def margin_courses(ax: Axes, history: dict, classes: list[str], key: str = "margins") -> None:
-    """Each class's margin (or quality) after every epoch, of one run; the classes are named at the right end."""
-    margins = np.array(history[key])  # (epochs, C)
-    epochs = np.arange(1, len(margins) + 1)
-    heights = spread(margins[-1], 0.045 * np.ptp(margins) + 1e-9)
-    for c, name in enumerate(classes):
-        ax.plot(epochs, margins[:, c], color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c])
-        ax.annotate(name, (epochs[-1] * 1.02, heights[c]), va="center", fontsize=8, color=CLASS_COLOURS[c])
-    ax.update_datalim([(epochs[-1], height) for height in heights])  # a label outside the axes is not drawn
-    ax.autoscale_view()
-    label = {"margins": "margin $m_c$ (radians)", "quality": "mean quality $k$ of the class"}[key]
-    ax.set(xlabel="epoch", ylabel=label, xticks=epochs)
-
-
-def spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """The heights pushed apart to at least this gap, in their order, so that labels do not overlap."""
-    order = np.argsort(heights)
-    placed = heights[order].copy()
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    result = np.empty_like(placed)
-    result[order] = placed - (placed.mean() - heights.mean())
-    return result
-
-
-def margin_map(ax: Axes, values: pd.DataFrame, near: pd.DataFrame, marks: dict[tuple, str], limits: tuple) -> None:
-    """Values (rows: a margin, columns: the scale or another margin) as a heat map with numbers, a line around the
-    cells that are near the best, and marks: (row, column) -> matplotlib marker. limits: of the colours."""
-    numbers = values.to_numpy(float)
-    ax.imshow(np.ma.masked_invalid(numbers), origin="lower", aspect="auto", vmin=limits[0], vmax=limits[1])
-    for i, j in np.argwhere(np.isfinite(numbers)):
-        colour = "black" if numbers[i, j] > np.mean(limits) else "white"
-        ax.text(j, i - 0.12, f"{numbers[i, j]:.1f}", ha="center", va="center", fontsize=7, color=colour)
-        if marker := marks.get((values.index[i], values.columns[j])):
-            ax.plot(j, i + 0.3, marker, color=colour, markersize=5)
-    inside = np.pad(near.to_numpy(bool), 1)
-    line = {"color": "red", "linewidth": 2, "path_effects": [withStroke(linewidth=4, foreground="white")]}
-    for draw, changes in ((ax.hlines, np.diff(inside[:, 1:-1], axis=0)), (ax.vlines, np.diff(inside[1:-1], axis=1).T)):
-        for a, b in np.argwhere(changes):
-            draw(a - 0.5, b - 0.5, b + 0.5, **line)
-    rows, columns = values.shape
-    ax.set(xlim=(-0.57, columns - 0.43), ylim=(-0.57, rows - 0.43))  # room for a line along the edge
-    ax.set_xticks(range(columns), [f"{v:g}" for v in values.columns])
-    ax.set_yticks(range(rows), [f"{v:g}" for v in values.index])
-    ax.grid(False)
-
-
 def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str], s: float = 5) -> None:
     """Points (N, 2) of size s with one colour and marker per class."""
     for c, name in enumerate(classes):
         ax.scatter(
             *points[y == c].T, s=s, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.6, linewidths=0, label=name
         )
-
-
-def waterfall(ax: Axes, gaps: pd.DataFrame) -> None:
-    """A gap after each step, from the top down: bars show what a step changes, dots are seeds, the marker is
-    their mean with its 95 % interval. gaps: rows (step, seed) with the column gap."""
-    start = 0.0
-    for row, (_, values) in enumerate(gaps.groupby("step", sort=False)["gap"]):
-        mean, low, high = statistics.interval(values)
-        ax.barh(row, mean - start, left=start, height=0.55, color="0.82" if row else "0.6")
-        ax.plot([low, high], [row, row], color="0.1", linewidth=1.6)
-        ax.plot(values, np.full(len(values), row + 0.36), ".", color="0.45", markersize=4)
-        ax.plot(mean, row, "D", color="0.1")
-        start = mean
-    ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
-    steps = list(gaps.index.unique("step"))
-    ax.set_yticks(range(len(steps)), steps)
-    ax.invert_yaxis()

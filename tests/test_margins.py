@@ -1,13 +1,11 @@
 import dataclasses
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lib import losses, margins, plots, recommend, store, train
+from lib import losses, margins, recommend, store, train
 
 POINTS = [(0.0, 0.0, 16.0), (0.3, 0.0, 16.0), (0.0, 0.2, 4.0), (0.2, 0.1, 64.0)]
 
@@ -202,21 +200,6 @@ def test_maps_need_their_references(project):
         margins.maps("mnist", {run: fake(run, 0.9) for run in runs[: len(margins.REFERENCES) - 1]})
     with pytest.raises(ValueError, match=r"margins.jsonl holds no runs"):
         margins.recorded()
-
-
-def test_margin_map_draws_every_number_and_one_closed_line():
-    values = pd.DataFrame([[90.0, 95.0], [np.nan, 94.9]], index=[0.1, 0.2], columns=[4.0, 16.0])
-    near = pd.DataFrame([[False, True], [False, True]], index=values.index, columns=values.columns)
-    ax = plt.figure().add_subplot()
-    plots.margin_map(ax, values, near, {(0.1, 16.0): "*"}, (90, 95))
-    assert sorted(text.get_text() for text in ax.texts) == ["90.0", "94.9", "95.0"]
-    edges = [tuple(map(tuple, path)) for c in ax.collections for path in c.get_segments()]
-    assert sorted(edges) == sorted([
-        ((0.5, -0.5), (1.5, -0.5)), ((0.5, 1.5), (1.5, 1.5)),  # below the first and above the second row
-        ((0.5, -0.5), (0.5, 0.5)), ((0.5, 0.5), (0.5, 1.5)), ((1.5, -0.5), (1.5, 0.5)), ((1.5, 0.5), (1.5, 1.5)),
-    ])  # fmt: skip
-    assert ax.lines[0].get_xydata().tolist() == [[1.0, 0.3]]
-    plt.close("all")
 
 
 # ---------------------------------------------------------------- the recommender

@@ -121,25 +121,6 @@ def test_difference_with_bootstrap_intervals_and_an_arm_without_colour(ax):
     assert to_hex(ax.lines[0].get_color()) == to_hex("0.2")
 
 
-def test_trials_show_defaults_and_choice(ax):
-    frame = pd.DataFrame({
-        "head": ["ArcFace", "ArcFace", "ArcFace", "Softmax"], "val_accuracy": [0.9, 0.99, 0.98, 1.0],
-        "chosen": [False, True, False, True],
-    })  # fmt: skip
-    plots.trials(ax, frame)
-    drawn = [(line.get_marker(), list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
-    expected = [(".", [1, 2], [0, 0]), ("x", [10], [0]), ("o", [1], [0]), (".", [], []), ("x", [0.01], [1])]
-    for (marker, x, y), (m, x_, y_) in zip(drawn, expected, strict=False):
-        assert marker == m and x == pytest.approx(x_) and y == y_
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "Softmax"]
-
-
-def test_margin_courses_of_the_quality(ax):
-    plots.margin_courses(ax, {"quality": [[0.1, -0.2], [0.3, -0.4]]}, ["cat", "dog"], "quality")
-    assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 0.3], [-0.2, -0.4]]
-    assert "quality" in ax.get_ylabel() and [t.get_text() for t in ax.texts] == ["cat", "dog"]
-
-
 def test_confusion_shows_every_count(ax):
     plots.confusion(ax, [[5, 1], [2, 7]], ["cat", "dog"])
     assert {(t.get_text(), t.get_position()) for t in ax.texts} == {
@@ -187,25 +168,6 @@ def test_angle_histogram(ax):
     x, y, _ = clusters(8)
     plots.angle_histogram(ax, x, y)
     assert len(ax.patches) > 2 and ax.get_xlabel() == "angle (degrees)"
-
-
-def test_margin_courses(ax):
-    history = {"margins": [[0.3, 0.3, 0.3], [0.2, 0.3, 0.301]]}
-    plots.margin_courses(ax, history, ["a", "b", "c"])
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.3, 0.2])
-    assert [t.get_text() for t in ax.texts] == ["a", "b", "c"]
-    heights = [t.xy[1] for t in ax.texts]
-    assert heights == sorted(heights) and np.diff(heights).min() > 0.004  # labels do not overlap
-
-
-def test_waterfall_marks_means_and_changes(ax):
-    rows = [(step, seed, gap + seed) for step, gap in (("a", 4.0), ("b", -1.0)) for seed in range(3)]
-    plots.waterfall(ax, pd.DataFrame(rows, columns=["step", "seed", "gap"]).set_index(["step", "seed"]))
-    first, second = ax.patches
-    assert (first.get_x(), first.get_width()) == (0, 5) and (second.get_x(), second.get_width()) == (5, -5)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
-    _, low, high = statistics.interval([-1, 0, 1])
-    assert [low, high] in [list(line.get_xdata()) for line in ax.lines]
 
 
 def test_a_row_far_from_the_others_is_written_at_the_edge():
