@@ -70,7 +70,8 @@ local function table_of(block)
   local rows = 0
   for _, body in ipairs(block.bodies) do rows = rows + #body.body end
   if rows <= 30 then return nil end
-  local open = "#[\n#show figure.where(kind: table): set block(breakable: true)"
+  local open = "#[\n#show figure.where(kind: table): set figure(placement: none)"
+    .. "\n#show figure.where(kind: table): set block(breakable: true)"
   return { pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") }
 end
 
