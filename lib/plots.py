@@ -114,20 +114,6 @@ def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
             ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", **style)
 
 
-def levels(ax: Axes, table: pd.DataFrame, heads: list[str]) -> None:
-    """Mean and interval at each level, of ``beyond.levels``: a line for each of these losses that is there,
-    the intervals side by side, the levels equally spaced."""
-    order = list(table["level"].unique())
-    heads = [head for head in heads if head in set(table["head"])]
-    for offset, head in zip(np.linspace(-0.15, 0.15, len(heads)), heads, strict=True):
-        part = table[table["head"] == head]
-        ax.errorbar(
-            [order.index(level) + offset for level in part["level"]], part["mean"], part["high"] - part["mean"],
-            color=COLOURS[head], marker=MARKERS[head], label=head, linewidth=1.2,
-        )  # fmt: skip
-    ax.set_xticks(range(len(order)), [f"{level:g}" for level in order])
-
-
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
     colour = COLOURS.get(head, "0.2")  # an arm of the ablation has none of its own
     ax.plot([low, high], [row, row], color=colour, linewidth=2)

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from test_tuning import record as record_trials
 from torch.nn import functional as F
 
-from lib import beyond, losses, models, plots, store, study, tuning
+from lib import beyond, losses, models, store, study, tuning
 
 
 def run(question="distortions", level=0, head="ArcFace", seed=0, **changes):
@@ -353,12 +352,6 @@ def test_strengths_and_levels_keep_every_number(small):
     table = beyond.levels(rows[rows["kind"] == "blur"], "accuracy").set_index(["head", "level"])
     assert table.loc["Softmax", "mean"].tolist() == pytest.approx([91.5, 50, 40, 30, 20, 10])
     assert table.loc[("Softmax", 0), "low"] < 91.5 < table.loc[("Softmax", 0), "high"]
-    _, ax = plt.subplots()
-    plots.levels(ax, table.reset_index(), ["Softmax", "NormFace", "AdaLoss"])  # the last has no runs
-    lines = [container.lines[0] for container in ax.containers]
-    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([91.5, 50, 40, 30, 20, 10])] * 2
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "2", "3", "4", "5"]
-    plt.close()
 
 
 def test_cost_by_hand(small):
