@@ -388,6 +388,15 @@ def difference(rows: pd.DataFrame, metric: str, reference: str = "Softmax", only
     return statistics.differences(averaged, metric, reference, only, 100)
 
 
+def summary(rows: dict[str, pd.DataFrame], reference: str = "Softmax", only=None) -> dict[str, pd.DataFrame]:
+    """``difference`` in what ``SUMMARY`` shows, by its labels; rows: by question, of one data set."""
+    return {
+        label: difference(rows[question], metric, reference, only)
+        for label, (question, metric) in SUMMARY.items()
+        if len(rows[question])
+    }
+
+
 def reading(table: pd.DataFrame, reference: str = "Softmax", digits: int = 1) -> str:
     """A table of ``difference`` as a sentence without its full stop: which losses lie above and below the
     reference, by how many points, and which differences are not shown."""
