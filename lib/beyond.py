@@ -420,16 +420,6 @@ def strengths(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def cost(records: dict[Run, dict]) -> pd.DataFrame:
-    """Core-minutes by device, data set and question: of a recorded run, and of all runs of one seed."""
-    rows = store.frame(records.values())
-    table = rows.groupby(["device", "data", "question"], sort=False)["core_minutes"].agg(runs="size", a_run="mean")
-    table["a_seed"] = [
-        minutes * len(QUESTIONS[question]) * len(heads(question)) for (*_, question), minutes in table["a_run"].items()
-    ]
-    return table.round(2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train what is missing of the runs beyond closed-set accuracy.")
     parser.add_argument("questions", nargs="*", default=list(QUESTIONS), help=", ".join(map(repr, QUESTIONS)))
@@ -439,11 +429,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
     options = parser.parse_args()
     try:
-        records = runs(options.data, options.questions, options.full, n_jobs=options.jobs, budget=options.budget)
+        runs(options.data, options.questions, options.full, n_jobs=options.jobs, budget=options.budget)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    if records:
-        print(f"core-minutes\n{cost(records).to_string()}")
 
 
 if __name__ == "__main__":

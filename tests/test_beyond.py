@@ -354,10 +354,15 @@ def test_strengths_and_levels_keep_every_number(small):
     assert table.loc[("Softmax", 0), "low"] < 91.5 < table.loc[("Softmax", 0), "high"]
 
 
-def test_cost_by_hand(small):
-    records = {r: record(r) for r in beyond.plan(["mnist"], ["long tail"])}
-    row = beyond.cost(records).loc[("test", "mnist", "long tail")]
-    assert (row["runs"], row["a_run"], row["a_seed"]) == (24, 0.5, 3.0)
+def test_summary_has_what_is_recorded(small):
+    records = {r: record(r, test_accuracy=0.5, tail_accuracy=0.4) for r in beyond.plan(["mnist"], ["long tail"])}
+    records = {
+        r: k | {"metrics": k["metrics"] | {"test_accuracy": 0.6}} if r.head == "NormFace" else k
+        for r, k in records.items()
+    }
+    rows = {question: beyond.complete("mnist", question, records) for question in beyond.QUESTIONS}
+    found = beyond.summary(rows, "NormFace", ["Softmax"])
+    assert list(found) == ["long tail"] and found["long tail"]["mean"].tolist() == pytest.approx([-10])
 
 
 def test_runs_are_trained_once(small, monkeypatch, capsys):
