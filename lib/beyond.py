@@ -359,32 +359,33 @@ def recorded() -> dict[Run, dict]:
 
 def complete(name: str, question: str, records: dict[Run, dict]) -> pd.DataFrame:
     """One row per run of those seeds of which every head at every level is recorded; none if there is no such
-    seed. The full runs where they have two seeds, else the CPU's."""
+    seed. The full runs where they have two seeds, else the CPU's. stalled, as in ``margins``: is the validation
+    accuracy nearer to chance than to the best of the seed and level? Then the loss is ``statistics.apart``."""
     found = []
     for full in (True, False):
         planned = plan([name], [question], full)
         lacking = {run.seed for run in planned if run not in records}
         found.append(store.frame(records[run] for run in planned if run.seed not in lacking))
-    return max(found, key=lambda rows: min(2, rows["seed"].nunique()) if len(rows) else 0)
-
-
-def stalled(rows: pd.DataFrame) -> pd.DataFrame:
-    """The runs that ended near chance: validation accuracy below 1.5 / C."""
-    return rows[[history["val_accuracy"][-1] for history in rows["history"]] < 1.5 / rows["classes"]]
+    rows = max(found, key=lambda rows: min(2, rows["seed"].nunique()) if len(rows) else 0)
+    if rows.empty:
+        return rows
+    final = rows["history"].map(lambda history: history["val_accuracy"][-1])
+    best = final.groupby([rows["seed"], rows["level"]]).transform("max")
+    return rows.assign(stalled=final < (1 / rows["classes"] + best) / 2)
 
 
 def levels(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """``statistics.means`` of a metric, in percent: one row per level and head, columns mean, low, high."""
     table = []
     for level, part in rows.groupby("level", sort=False):
-        for head, mean in statistics.means(statistics.by_loss(part, metric)).items():
+        for head, mean in statistics.means(statistics.by_loss(part, metric), apart=statistics.apart(part)).items():
             table.append((level, head, *(100 * mean)))
     return pd.DataFrame(table, columns=["level", "head", "mean", "low", "high"])
 
 
 def difference(rows: pd.DataFrame, metric: str, reference: str = "Softmax", only=None) -> pd.DataFrame:
     """``statistics.differences`` to the reference, in points, of a metric averaged over the levels in rows."""
-    averaged = rows.groupby(["head", "seed"], sort=False)[metric].mean().reset_index()
+    averaged = rows.groupby(["head", "seed"], sort=False).agg({metric: "mean", "stalled": "any"}).reset_index()
     return statistics.differences(averaged, metric, reference, only, 100)
 
 
@@ -412,7 +413,7 @@ def strengths(rows: pd.DataFrame) -> pd.DataFrame:
     """The accuracies under distortion, one row each: head, seed, kind, level (0, undistorted, to 5), accuracy."""
     return pd.DataFrame(
         [
-            {"head": row["head"], "seed": row["seed"], "kind": kind, "level": level, "accuracy": accuracy}
+            {**row[["head", "seed", "stalled"]], "kind": kind, "level": level, "accuracy": accuracy}
             for _, row in rows.iterrows()
             for kind, five in row["distorted"].items()
             for level, accuracy in enumerate([row["undistorted"], *five])

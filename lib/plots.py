@@ -75,12 +75,13 @@ def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> 
 def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
     """One row per loss: every seed as a dot, the mean and its 95 % interval over them."""
     values = statistics.by_loss(frame, metric)
-    for row, (head, (mean, low, high)) in enumerate(statistics.means(values).items()):
+    means = statistics.means(values, apart=statistics.apart(frame))
+    for row, (head, (mean, low, high)) in enumerate(means.items()):
         _interval(ax, row, head, scale * mean, scale * low, scale * high)
         ax.plot(scale * values[head], np.full(len(values[head]), row + 0.3), ".", color="0.45", markersize=4)
     ax.set_yticks(range(len(values)), values)
     ax.invert_yaxis()
-    rows = scale * np.array(list(statistics.means(values).values()))
+    rows = scale * np.array(list(means.values()))
     _zoom(ax, rows, np.median(rows[:, 0]))
 
 
@@ -101,14 +102,14 @@ def difference(ax: Axes, table: pd.DataFrame) -> None:
 def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
     """Limit the axis to the rows (mean, low, high) that lie near the others; of one far away, more than six times as
     far from the centre as the median row, the mean is written at the edge."""
-    reach = np.nanmax(np.abs(rows - centre), axis=1)
-    far = reach > 6 * np.median(reach)
+    reach = pd.DataFrame(np.abs(rows - centre)).max(axis=1).to_numpy()  # NaN for a row without runs
+    far = reach > 6 * np.nanmedian(reach)
     if not far.any() or far.sum() > len(rows) / 4:
         return
     low, high = np.nanmin(rows[~far]), np.nanmax(rows[~far])
     ax.set_xlim(min(low, centre) - 0.3 * (high - low), max(high, centre) + 0.3 * (high - low))
     for row, (mean, *_) in enumerate(rows):
-        if far[row]:
+        if far[row] and not ax.get_xlim()[0] < mean < ax.get_xlim()[1]:
             text, x, side = (f"{mean:.3g} →", 0.98, "right") if mean > centre else (f"← {mean:.3g}", 0.02, "left")
             style = {"fontsize": 8, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
             ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", **style)
@@ -119,7 +120,8 @@ def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: floa
     ax.plot([low, high], [row, row], color=colour, linewidth=2)
     ax.plot(mean, row, marker=MARKERS.get(head, "o"), markersize=8, color=colour)
     if row == 0 and not np.isfinite(low):
-        ax.text(1, 1.02, "one seed: no intervals", transform=ax.transAxes, ha="right", fontsize=8, color="0.4")
+        note = ax.text(1, 1.02, "one seed: no intervals", transform=ax.transAxes, ha="right", fontsize=8, color="0.4")
+        note.set_in_layout(False)
 
 
 def confusion(ax: Axes, matrix: np.ndarray, classes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """What repeated runs show: intervals over seeds, and differences between losses.
 
 Runs of one seed share initial weights and data order, so losses are compared seed by seed. Which interval
-is which: ``means`` and ``differences`` assume normal noise of one size and pool it over all losses but ``APART``,
+is which: ``means`` and ``differences`` assume normal noise of one size and pool it over all losses but ``apart``,
 which is what two or three seeds allow; ``bootstrap`` and ``compare`` use a loss's own runs, and need five or more.
 """
 
@@ -41,16 +41,21 @@ def bootstrap(values, level: float = 0.95) -> tuple[float, float, float]:
     return values.mean(), *drawn.confidence_interval
 
 
-def means(groups: dict[str, np.ndarray], level: float = 0.95) -> dict[str, np.ndarray]:
+def apart(frame: pd.DataFrame) -> set[str]:
+    """The losses whose noise is of another size: ``APART``, and those with a run that the column stalled marks."""
+    return {*APART, *(frame.loc[frame["stalled"], "head"] if "stalled" in frame else ())}
+
+
+def means(groups: dict[str, np.ndarray], level: float = 0.95, apart=APART) -> dict[str, np.ndarray]:
     """Mean and interval of each group of runs: (mean, low, high), stacked in front of further axes.
 
     groups: values (n,) or (n, epochs) per loss, over seeds. Student's t with one deviation for
-    all groups but ``APART``, pooled over them (sum of n - 1 degrees of freedom): a few seeds alone
+    all groups but those apart, pooled over them (sum of n - 1 degrees of freedom): a few seeds alone
     estimate it badly. The intervals are NaN if no group has a second run.
     """
     groups = {name: np.asarray(values, dtype=float) for name, values in groups.items()}
-    if len(groups) > 1 and not groups.keys().isdisjoint(APART):
-        found = means({name: v for name, v in groups.items() if name not in APART}, level)
+    if len(groups) > 1 and not groups.keys().isdisjoint(apart):
+        found = means({name: v for name, v in groups.items() if name not in apart}, level)
         return {name: found[name] if name in found else means({name: v}, level)[name] for name, v in groups.items()}
     df = sum(len(v) - 1 for v in groups.values())
     squares = sum(((v - v.mean(0)) ** 2).sum(0) for v in groups.values())
@@ -85,7 +90,7 @@ def summary(
             continue
         table[heading] = [
             f"{mean:.{decimals}f}" + (f" ± {high - mean:.{decimals}f}" if np.isfinite(high) else "")
-            for mean, _, high in means(values).values()
+            for mean, _, high in means(values, apart=apart(frame)).values()
         ]
     return table
 
@@ -128,7 +133,7 @@ def differences(
     The runs of one seed share initial weights and data order, so a value is modelled as an effect
     of its loss plus an effect of its seed plus noise (randomised blocks, least squares). The
     intervals hold for all comparisons at once with 95 % (Bonferroni), so that one of many does not
-    look like a finding by chance. The noise of all losses but ``APART`` together estimates one spread, so that three
+    look like a finding by chance. The noise of all losses but ``apart`` together estimates one spread, so that three
     losses and two seeds already have an interval; ``compare`` adds what rests on a loss's own runs.
     """
     names = list(frame["head"].unique())
@@ -148,8 +153,9 @@ def differences(
 
 def _pool(frame: pd.DataFrame, head: str, reference: str) -> pd.DataFrame:
     """The runs that estimate the noise of head minus reference."""
-    alone = frame["head"].isin([head, reference])
-    return frame[alone | ~frame["head"].isin(APART) & (head not in APART)]
+    others = apart(frame)
+    alone = not others.isdisjoint([head, reference])
+    return frame[frame["head"].isin([head, reference]) if alone else ~frame["head"].isin(others)]
 
 
 def _contrast(frame: pd.DataFrame, metric: str, head: str, reference: str) -> tuple[float, float, int]:

@@ -296,7 +296,9 @@ def small(project, monkeypatch):
 
 def record(config, **measured):
     """A record with these metrics, as ``execute`` writes it; for functions that only read."""
-    written = {"config": dataclasses.asdict(config), "metrics": {"core_minutes": 0.5, **measured}, "history": {}}
+    measured = {"core_minutes": 0.5, "classes": 10, **measured}
+    history = {"val_accuracy": [0.1, measured.pop("val_accuracy", 0.9)]}
+    written = {"config": dataclasses.asdict(config), "metrics": measured, "history": history}
     return written | {"seconds": 1.0, "device": "test", "commit": "", "date": ""}
 
 
@@ -337,10 +339,26 @@ def test_reading_names_what_differs():
     )
 
 
-def test_stalled_runs_are_those_near_chance():
-    accuracies = [(5, 0.25), (5, 0.4), (10, 0.12), (10, 0.25)]
-    rows = pd.DataFrame([{"classes": C, "history": {"val_accuracy": [0.9, last]}} for C, last in accuracies])
-    assert beyond.stalled(rows).index.tolist() == [0, 2]
+def test_a_loss_that_stalls_says_nothing_about_the_noise_of_the_others(small, monkeypatch):
+    monkeypatch.setattr(beyond, "heads", lambda question: ("Softmax", "NormFace", "ArcFace"))
+
+    def records(collapses):
+        """Paired runs without noise, but that ArcFace collapses on one seed."""
+        found = {}
+        for r in beyond.plan(["mnist"], ["open set"]):
+            accuracy = 0.9 + 0.01 * r.seed - 0.02 * (r.head == "NormFace")
+            fallen = accuracy - 0.6 * collapses * (r.head == "ArcFace") * (r.seed == 0)
+            found[r] = record(r, test_accuracy=fallen, val_accuracy=fallen)
+        return beyond.complete("mnist", "open set", found)
+
+    assert not records(0)["stalled"].any()
+    rows = records(1)  # 30 %: nearer to the chance of 10 than to the best of 90
+    assert rows.loc[rows["stalled"], ["head", "seed"]].to_numpy().tolist() == [["ArcFace", 0]]
+    table = beyond.difference(rows, "test_accuracy")
+    assert table.loc["NormFace", "low"] == pytest.approx(-2) and table.loc["NormFace", "high"] == pytest.approx(-2)
+    assert table.loc["ArcFace", "low"] < -60 < 0 < table.loc["ArcFace", "high"]
+    spread = beyond.levels(rows, "test_accuracy").set_index("head").eval("high - low")
+    assert spread["Softmax"] == pytest.approx(spread["NormFace"]) and spread["ArcFace"] > 10 * spread["Softmax"]
 
 
 def test_strengths_and_levels_keep_every_number(small):

@@ -1,3 +1,5 @@
+import warnings
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -182,3 +184,17 @@ def test_a_row_far_from_the_others_is_written_at_the_edge():
     plots.difference(whole, table[:3])
     assert not whole.texts
     plt.close()
+
+
+def test_a_wide_interval_around_a_near_mean_is_cut_off_without_a_word(ax):
+    rows = {
+        "ArcFace": (0.1, 0, 0.2),
+        "CosFace": (-0.1, -0.3, 0.1),
+        "AdaLoss": (0.2, 0, 0.4),
+        "Triplet": (0.1, -35, 35.2),
+    }
+    table = pd.DataFrame(rows, index=["mean", "low", "high"]).T
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.difference(ax, table.reindex([*table.index, "LDAM"]))  # without runs: an empty row
+    assert ax.get_xlim()[0] > -1 and ax.get_xlim()[1] < 1 and not ax.texts
