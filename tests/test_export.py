@@ -117,7 +117,7 @@ def test_only_a_long_table_breaks_over_pages(workspace):
     reader = pdf(workspace, f"{text}\n\n{table('short', 20)}\n\n{table('long', 60)}")
     found = [{row for row in page.extract_text().split() if row.startswith(("short", "long"))} for page in reader.pages]
     assert {f"short{i}" for i in range(20)} in [{row for row in page if row.startswith("short")} for page in found]
-    assert sum(any(row.startswith("long") for row in page) for page in found) == 2
+    assert sum(any(row.startswith("long") for row in page) for page in found) > 1
 
 
 def test_the_same_inputs_give_the_same_bytes(workspace):
