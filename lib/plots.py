@@ -104,7 +104,7 @@ def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
     far from the centre as the median row, the mean is written at the edge."""
     reach = pd.DataFrame(np.abs(rows - centre)).max(axis=1).to_numpy()  # NaN for a row without runs
     far = reach > 6 * np.nanmedian(reach)
-    if not far.any() or far.sum() > len(rows) / 4:
+    if not far.any() or far.sum() > len(rows) / 3:
         return
     low, high = np.nanmin(rows[~far]), np.nanmax(rows[~far])
     ax.set_xlim(min(low, centre) - 0.3 * (high - low), max(high, centre) + 0.3 * (high - low))
