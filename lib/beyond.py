@@ -63,7 +63,7 @@ SETTINGS = {
                 "margin_warmup": 3.0,
                 "test_size": 2000,
             },
-            2,
+            4,
         ),
     },
 }
