@@ -1,12 +1,26 @@
 """Short measurements of speed and memory. `make bench` takes them; each leaves one line in results/benchmarks.jsonl."""
 
 import json
+import re
+import time
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
 
-from lib import store
+from lib import store, train
+
+KINDS = {  # of operations, by their names
+    "convolutions": "conv",
+    "batch normalisation": "batch_norm",
+    "pooling": "pool",
+    "matrix products": "mm|linear",
+    "optimizer": "optimizer|_foreach|_fused",
+    "copies": "copy|index|cat|clone|pad",
+}
 
 
 def spread(values) -> dict[str, float]:
@@ -43,3 +57,33 @@ def recorded(name: str, *each: str) -> pd.DataFrame:
     frame = pd.concat(frames, ignore_index=True)
     newest = frame.groupby(["device", *each])["line"].transform("max")
     return frame[frame["line"] == newest].drop(columns="line").reset_index(drop=True)
+
+
+def profile(step, device: torch.device) -> tuple[int, dict[str, float]]:
+    """Floating-point operations of step(), and the share of its time by kind of operation."""
+    step()  # warm-up
+    with FlopCounterMode(display=False) as counter:
+        step()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with torch.profiler.profile(activities=activities) as measured:
+        step()
+    seconds = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for event in measured.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            continue  # a kernel's time stands under the operation that started it
+        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        kind = next((kind for kind, names in KINDS.items() if re.search(names, event.key, re.I)), "rest")
+        seconds[kind] += spent
+    return counter.get_total_flops(), {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
+
+
+def product_rate(device: torch.device) -> float:
+    """Operations per second of a product of square matrices in the dtype of training; the best of ten."""
+    size = 8192 if device.type == "cuda" else 2048  # a GPU needs longer for it than for starting it
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if train.has_bf16(device) else torch.float32)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        F.linear(a, a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

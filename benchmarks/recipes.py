@@ -10,20 +10,15 @@ training step costs goes to results/benchmarks.jsonl.
 import argparse
 import contextlib
 import dataclasses
-import re
 import sys
-import time
 from dataclasses import dataclass
 from unittest import mock
 
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import keep
+from benchmarks import keep, product_rate, profile
 from lib import losses, models, store, study, train
 
 RECIPES = {
@@ -72,14 +67,6 @@ PARTS = {
     "mirror": lambda: mock.patch.object(study, "load", _unmirrored),
     "whitening": lambda: mock.patch.object(models.AirNet, "prepare"),
     "identity": lambda: mock.patch.object(nn.init, "dirac_"),
-}
-KINDS = {  # of operations, by their names
-    "convolutions": "conv",
-    "batch normalisation": "batch_norm",
-    "pooling": "pool",
-    "matrix products": "mm|linear",
-    "optimizer": "optimizer|_foreach|_fused",
-    "copies": "copy|index|cat|clone|pad",
 }
 
 
@@ -141,37 +128,9 @@ def cost(name: str) -> dict:
     network = models.network(config.network, data, config.embedding_dim)
     model = models.Classifier(network, losses.make(config.head, len(data.classes), config.embedding_dim))
     options = {field: getattr(config, field) for field in study.TRAINING} | {"epochs": 1, "progress": False}
-    train.fit(model, part, **options)  # warm-up
-    with FlopCounterMode(display=False) as counter:
-        train.fit(model, part, **options)
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities) as measured:
-        train.fit(model, part, **options)
-    seconds = dict.fromkeys([*KINDS, "rest"], 0.0)
-    for event in measured.key_averages():
-        if event.device_type != torch.autograd.DeviceType.CPU:
-            continue  # a kernel's time stands under the operation that started it
-        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        kind = next((kind for kind, names in KINDS.items() if re.search(names, event.key, re.I)), "rest")
-        seconds[kind] += spent
-    return {
-        "recipe": name,
-        "flop": counter.get_total_flops() * config.epochs * len(data.train) / len(part.train),
-        "flop_per_second": product_rate(device),
-        "share": {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()},
-    }
-
-
-def product_rate(device: torch.device) -> float:
-    """Operations per second of a product of square matrices in the dtype of training; the best of ten."""
-    size = 8192 if device.type == "cuda" else 2048  # a GPU needs longer for it than for starting it
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if train.has_bf16(device) else torch.float32)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        F.linear(a, a)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    flop, share = profile(lambda: train.fit(model, part, **options), device)
+    epochs = config.epochs * len(data.train) / len(part.train)
+    return {"recipe": name, "flop": flop * epochs, "flop_per_second": product_rate(device), "share": share}
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ Both train the network of S1's ArcFace arm with SGD, on as many images in batche
 and that of the study's recipe. The usual way: torchvision data set and transforms, DataLoader with
 workers, pytorch-metric-learning's ArcFaceLoss, fp32. This project's: ``train.fit`` with its statistics,
 so images as tensors, augmented in batch, ``losses.ArcFace``, bf16, channels last; and pooling before
-ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch.
+ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch. What a step
+of this project's costs is recorded beside it.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from benchmarks import keep, spread
+from benchmarks import keep, product_rate, profile, spread
 from lib import losses, models, store, study, train
 
 PEER = "pytorch-metric-learning"
@@ -107,6 +108,9 @@ def main() -> None:
         for method, rate in rates.items():
             row = {"data": NAMES[name], "batch": batch, "method": method, "images_per_second": spread(rate)}
             rows.append({**row, "ratio": float(np.median(np.divide(rate, rates[USUAL])))})
+        flop, share = profile(epochs[OURS], device)
+        per_image = flop / (size // batch * batch)
+        rows[-1] |= {"flop_per_image": per_image, "flop_per_second": product_rate(device), "share": share}
     keep("throughput", rows, device, **{PEER: version(PEER)})
 
 
