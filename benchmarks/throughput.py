@@ -6,15 +6,19 @@ Both train the network of S1's ArcFace arm with SGD, on as many images in batche
 and that of the study's recipe. The usual way: torchvision data set and transforms, DataLoader with
 workers, pytorch-metric-learning's ArcFaceLoss, fp32. This project's: ``train.fit`` with its statistics,
 so images as tensors, augmented in batch, ``losses.ArcFace``, bf16, channels last; and pooling before
-ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch. What a step
-of this project's costs is recorded beside it.
+ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch, each in a
+process of its own, for ``train.fit`` changes how a process handles its memory. What a step of this
+project's costs is recorded beside it.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
@@ -55,7 +59,7 @@ def dataset(name: str, data) -> torch.utils.data.Dataset:
 
 
 def usual(name: str, data, batch: int, size: int, device: torch.device):
-    """A function that trains one epoch of size images the usual way and returns its images per second."""
+    """A function that trains one epoch of size images the usual way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
         from pytorch_metric_learning.losses import ArcFaceLoss
@@ -75,7 +79,7 @@ def usual(name: str, data, batch: int, size: int, device: torch.device):
             loss.backward()
             optimizer.step()
         loss.item()  # waits for the device
-        return len(loader) * batch / (time.perf_counter() - start)
+        return time.perf_counter() - start
 
     return epoch
 
@@ -86,33 +90,67 @@ def ours(name: str, data, batch: int, size: int, device: torch.device):
     part = dataclasses.replace(data, train=data.train[:size], val=data.val[:batch])
 
     def epoch() -> float:
-        history = train.fit(model, part, epochs=1, batch_size=batch, lr=LR, progress=False)
-        return size // batch * batch / history["seconds"][0]
+        return train.fit(model, part, epochs=1, batch_size=batch, lr=LR, progress=False)["seconds"][0]
 
     return epoch
 
 
+WAYS = {USUAL: usual, OURS: ours}
+
+
+_epochs = {}  # what this process has prepared
+
+
+def prepare(way: str, name: str, batch: int, size: int) -> None:
+    _epochs[way] = WAYS[way](name, study.load(name), batch, size, train.best_device())
+    _epochs[way]()  # workers and libraries start
+
+
+def seconds(way: str) -> float:
+    """Train one epoch."""
+    return _epochs[way]()
+
+
+def cost(way: str) -> tuple[int, dict[str, float]]:
+    """What one epoch costs."""
+    return profile(_epochs[way], train.best_device())
+
+
+def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
+    """Both ways on one data set with one batch size, epoch by epoch in turns: a row each."""
+    trained = size // batch * batch  # without an incomplete last batch
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        pools = {
+            way: stack.enter_context(ProcessPoolExecutor(1, context, prepare, (way, name, batch, size))) for way in WAYS
+        }
+        for way, pool in pools.items():
+            pool.submit(seconds, way).result()  # the processes start
+        rates = {way: [] for way in WAYS}
+        for _ in range(rounds):
+            for way, pool in pools.items():
+                rates[way].append(trained / pool.submit(seconds, way).result())
+        flop, share = pools[OURS].submit(cost, OURS).result()
+    rows = [
+        {
+            "data": NAMES[name], "batch": batch, "method": way, "images_per_second": spread(rates[way]),
+            "ratio": float(np.median(np.divide(rates[way], rates[USUAL]))),
+        }
+        for way in WAYS
+    ]  # fmt: skip
+    rows[-1] |= {"flop_per_image": flop / trained, "flop_per_second": product_rate(train.best_device()), "share": share}
+    return rows
+
+
 def main() -> None:
-    device, rows = train.best_device(), []
+    rows = []
     cases = [(name, batch) for name in SHAPES for batch in (64, study.RECIPES[name]["batch_size"])]
     for name, batch in cases[::2] if store.smoke() else cases:
-        data = study.load(name)
-        size, rounds = (batch, 2) if store.smoke() else (SIZES[name], ROUNDS)
-        epochs = {USUAL: usual(name, data, batch, size, device), OURS: ours(name, data, batch, size, device)}
-        for epoch in epochs.values():
-            epoch()  # workers and libraries start
-        rates = {method: [] for method in epochs}
-        for _ in range(rounds):
-            for method, epoch in epochs.items():
-                rates[method].append(epoch())
-        for method, rate in rates.items():
-            row = {"data": NAMES[name], "batch": batch, "method": method, "images_per_second": spread(rate)}
-            rows.append({**row, "ratio": float(np.median(np.divide(rate, rates[USUAL])))})
-        flop, share = profile(epochs[OURS], device)
-        per_image = flop / (size // batch * batch)
-        rows[-1] |= {"flop_per_image": per_image, "flop_per_second": product_rate(device), "share": share}
-    keep("throughput", rows, device, **{PEER: version(PEER)})
+        rows += measure(name, batch, batch if store.smoke() else SIZES[name], 2 if store.smoke() else ROUNDS)
+    keep("throughput", rows, train.best_device(), **{PEER: version(PEER)})
 
 
 if __name__ == "__main__":
+    from benchmarks.throughput import main  # under its own name, so that other processes can unpickle its functions
+
     main()
