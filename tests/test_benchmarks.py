@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import json
 from concurrent.futures import Future
+from unittest import mock
 
 import pytest
 import torch
@@ -209,6 +210,7 @@ def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
             "mirror": study.load is not recipes._unmirrored or recipes._unmirrored().flip,
             "whitening": not whiten.requires_grad,
             "identity": (kernel[:3].count_nonzero() == 3).item(),
+            "memory": not isinstance(train.reuse_memory, mock.Mock),
         }
 
     usual = state()

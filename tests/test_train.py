@@ -1,6 +1,9 @@
 import dataclasses
 import math
+import platform
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -309,3 +312,27 @@ def test_unknown_network(digits):
 
 def test_best_device_is_available():
     assert torch.ones(1, device=train.best_device()).item() == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_is_kept():
+    program = """if True:
+        import re, torch
+        from pathlib import Path
+        from lib import train
+
+        def resident():
+            return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+        def left():
+            before = resident()
+            torch.ones(50_000_000)
+            return resident() - before
+
+        print(left())
+        train.reuse_memory()
+        print(left())
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert usual < 20e6 and kept > 180e6  # of 200e6 bytes
