@@ -411,7 +411,7 @@ PLANS = {
     "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10,), 3),
     "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10,), 3),
     "s5": (lambda e, seed, _: s5_group(e, seed), (100, 30), 5),
-    "s5_grid": (lambda e, seed, _: s5_grid(e, seed), (20, 10, 6), 5),
+    "s5_grid": (lambda e, seed, _: s5_grid(e, seed), (20, 10, 6), 3),
     "waterfall_cifar10": (lambda e, seed, _: waterfall("cifar10", e, seed), (20, 10, 3), 3),
     "s1_cifar10": (lambda e, seed, _: published("cifar10", e, seed), (20,), 3),
     "s3_search": (lambda e, seed, _: search(), (2,), 1),
