@@ -71,7 +71,7 @@ local function table_of(block)
   for _, body in ipairs(block.bodies) do rows = rows + #body.body end
   if rows <= 30 then return nil end
   local open = "#[\n#show figure.where(kind: table): set figure(placement: none)"
-    .. "\n#show figure.where(kind: table): set block(breakable: true)"
+    .. "\n#show figure.where(kind: table): set block(breakable: true, above: 1.5em, below: 1.5em)"
   return { pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") }
 end
 
