@@ -43,8 +43,8 @@ def autocast(device: torch.device) -> torch.autocast:
 @functools.cache
 def reuse_memory() -> None:
     """Keep freed memory for the next tensors: to hand a large one back to the system and to ask for fresh pages
-    costs a step on a CPU up to a third of its time. Does nothing where the C library is not glibc (macOS)."""
-    with contextlib.suppress(AttributeError):
+    costs a step on a CPU up to a third of its time. Does nothing where the C library is not glibc."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # macOS lacks mallopt, Windows the library None
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no tensor in a mapping of its own
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing goes back
