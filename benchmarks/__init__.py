@@ -1,6 +1,7 @@
 """Short measurements of speed and memory. `make bench` takes them; each leaves one line in results/benchmarks.jsonl."""
 
 import json
+import os
 import re
 import time
 
@@ -13,10 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib import store, train
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's messages say nothing about the measurement
 KINDS = {  # of operations, by their names
     "convolutions": "conv",
     "batch normalisation": "batch_norm",
     "pooling": "pool",
+    "activations": "relu|threshold|clamp_min",
+    "zeros": "fill_|zero_",
     "matrix products": "mm|linear",
     "optimizer": "optimizer|_foreach|_fused",
     "copies": "copy|index|cat|clone|pad",
