@@ -248,7 +248,8 @@ def best(found, row):
 
 
 def margins(found, row):
-    """Variance between the twenty m, in units of that between seeds: analysis of variance, seeds as blocks."""
+    """Variance between the twenty m, in units of that between seeds: analysis of variance, seeds as blocks. Its
+    estimate can fall below 0, what it estimates cannot: such an interval reverses nothing."""
     table, setting, reduced = grid(found)
     table = table[table.index.get_level_values(1) == 0]
     (a, n), df = table.shape, (len(table) - 1) * (table.shape[1] - 1)
@@ -259,7 +260,8 @@ def margins(found, row):
     ratio = n * table.mean(axis=1).var() / within
     low, high = ((ratio / stats.f.ppf(q, a - 1, df) - 1) / n for q in (0.975, 0.025))
     figure = Figure((ratio - 1) / n, low, high, a * n, setting, reduced)
-    return figure, effect_verdict(figure)
+    verdict = effect_verdict(figure)
+    return figure, "within noise" if verdict == "reversed" else verdict
 
 
 def controlled(found, row):

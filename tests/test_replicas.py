@@ -465,6 +465,11 @@ def test_margins_against_seeds():
     flat = claims.ledger(grid_records(lambda m2, m3: 0), m).iloc[0]
     steep = claims.ledger(grid_records(lambda m2, m3: 0.1 * (m2 - 0.5)), m).iloc[0]
     assert flat["verdict"] == "within noise" and steep["verdict"] == "reproduced"
+    same = grid_records(lambda m2, m3: 0, noise=0.0)
+    for i, run in enumerate(same):  # every margin has the same four accuracies, in another order
+        same[run]["metrics"]["test_accuracy"] += 0.001 * ((run.seed + i) % 4)
+    alike, verdict = claims.margins({"s5_grid": replicas.complete("s5_grid", same)}, None)
+    assert alike.high < 0 and verdict == "within noise"
     table = 100 * np.random.default_rng(1).normal(size=(20, 4))
     rows = {
         run: fake(run, table[i, seed])
