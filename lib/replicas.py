@@ -407,7 +407,7 @@ class Incomplete(ValueError):
 # the source leaves them open, then fewer for a CPU, then what shorter runs may be recorded; the number of seeds
 PLANS = {
     "s1_mnist": (lambda e, seed, _: published("mnist", e, seed), (10,), 3),
-    "s1_centres": (lambda e, seed, _: centres(e, seed), (1,), 3),
+    "s1_centres": (lambda e, seed, _: centres(e, seed), (1,), 5),
     "waterfall_mnist": (lambda e, seed, _: waterfall("mnist", e, seed), (10,), 3),
     "cosface_mnist": (lambda e, seed, _: cosface("mnist", e, seed), (10,), 3),
     "s5": (lambda e, seed, _: s5_group(e, seed), (100, 30), 5),
