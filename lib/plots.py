@@ -145,48 +145,6 @@ def images(axes: np.ndarray, pictures: torch.Tensor, titles: list[str]) -> None:
         ax.set_title(title, fontsize=8, loc="center")
 
 
-def circle(ax: Axes, x: np.ndarray, y: np.ndarray, W: np.ndarray | None = None) -> None:
-    """Native 2-D embeddings x (N, 2) coloured by label, and the directions of the centres W (C, 2)."""
-    radius = np.quantile(np.linalg.norm(x, axis=1), 0.99)
-    for c in range(int(y.max()) + 1):
-        ax.scatter(*x[y == c].T, s=4, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.5, linewidths=0)
-        if W is not None:
-            tip = W[c] / np.linalg.norm(W[c]) * radius * 1.1
-            ax.plot([0, tip[0]], [0, tip[1]], color=CLASS_COLOURS[c], linewidth=1)
-            ax.text(*(tip * 1.1), str(c), ha="center", va="center", fontsize=9)
-    ax.set(aspect="equal", xlim=(-1.35 * radius, 1.35 * radius), ylim=(-1.35 * radius, 1.35 * radius))
-
-
-def sphere(ax: Axes, x: np.ndarray, y: np.ndarray, W: np.ndarray | None = None) -> None:
-    """Directions of native 3-D embeddings x (N, 3) on the unit sphere; only the near side is drawn
-    in full colour. The axes need projection="3d"."""
-    u, v = np.mgrid[0 : 2 * np.pi : 24j, 0 : np.pi : 13j]
-    ax.plot_wireframe(np.cos(u) * np.sin(v), np.sin(u) * np.sin(v), np.cos(v), color="0.85", linewidth=0.4)
-    x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    for c in range(int(y.max()) + 1):
-        ax.scatter(*x[y == c].T, s=3, color=CLASS_COLOURS[c], marker=CLASS_MARKERS[c], alpha=0.5, linewidths=0)
-        if W is not None:
-            tip = W[c] / np.linalg.norm(W[c])
-            ax.plot(*np.stack([0 * tip, tip], axis=1), color=CLASS_COLOURS[c], linewidth=1)
-            ax.text(*(tip * 1.2), str(c), ha="center", fontsize=9)
-    ax.set_box_aspect((1, 1, 1), zoom=1.4)
-    ax.axis("off")
-
-
-def angle_histogram(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """Angles (degrees) of embeddings x (N, d) to the mean direction of their own class and to those
-    of all other classes."""
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    centres = np.stack([unit[y == c].mean(0) for c in range(int(y.max()) + 1)])
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    theta = np.degrees(np.arccos(np.clip(unit @ centres.T, -1, 1)))  # (N, C)
-    own = np.arange(theta.shape[1]) == y[:, None]
-    bins = np.arange(0, 181, 3)
-    ax.hist(theta[own], bins, density=True, color="0.25", label="own class")
-    ax.hist(theta[~own], bins, density=True, histtype="step", color="C0", linewidth=1.6, label="other classes")
-    ax.set(xlim=(0, 150), xlabel="angle (degrees)", yticks=[])
-
-
 def scatter_classes(ax: Axes, points: np.ndarray, y: np.ndarray, classes: list[str], s: float = 5) -> None:
     """Points (N, 2) of size s with one colour and marker per class."""
     for c, name in enumerate(classes):

@@ -33,13 +33,6 @@ def frame():
     return pd.DataFrame(rows)
 
 
-def clusters(d, C=4, n=20):
-    """Embeddings x (C n, d) around random centres W (C, d) and their labels."""
-    rng = np.random.default_rng(0)
-    W, y = rng.normal(size=(C, d)), np.repeat(np.arange(C), n)
-    return W[y] + 0.1 * rng.normal(size=(C * n, d)), y, W
-
-
 def test_one_colour_and_marker_per_loss():
     assert list(plots.COLOURS) == list(plots.MARKERS) == list(losses.heads())
     assert len({to_hex(c) for c in plots.COLOURS.values()}) == len(set(plots.MARKERS.values())) == len(losses.heads())
@@ -146,30 +139,6 @@ def test_images(channels):
         assert np.array_equal(shown, picture.permute(1, 2, 0)) and ax.get_title() == title
     assert not axes[1, 1].images
     plt.close(fig)
-
-
-def test_circle(ax):
-    x, y, W = clusters(2)
-    plots.circle(ax, x, y, W)
-    assert ax.get_aspect() == 1 and [t.get_text() for t in ax.texts] == ["0", "1", "2", "3"]
-    np.testing.assert_allclose(ax.collections[2].get_offsets(), x[y == 2])
-    tip = ax.lines[1].get_xydata()[1]
-    np.testing.assert_allclose(tip / np.linalg.norm(tip), W[1] / np.linalg.norm(W[1]))
-
-
-def test_sphere():
-    fig, ax = plt.subplots(subplot_kw={"projection": "3d"})
-    x, y, W = clusters(3)
-    plots.sphere(ax, x, y, W)
-    fig.canvas.draw()
-    assert len(ax.texts) == 4
-    plt.close(fig)
-
-
-def test_angle_histogram(ax):
-    x, y, _ = clusters(8)
-    plots.angle_histogram(ax, x, y)
-    assert len(ax.patches) > 2 and ax.get_xlabel() == "angle (degrees)"
 
 
 def test_a_row_far_from_the_others_is_written_at_the_edge():
