@@ -256,11 +256,7 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     files |= {f"figures/{p.name}": p.read_bytes() for p in folder("figures").glob("*.png")}
     files[f"{stem}.pdf"] = report(author=f"{_name(firstname)} {_name(lastname)}", id=id.strip())
     target = folder(f"{stem}.zip")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(files):
-            archive.writestr(name, files[name])
-    write(target, buffer.getvalue())
+    write(target, _zip(files))
     return target
 
 
@@ -283,6 +279,16 @@ def submission_name(lastname: str, firstname: str, id: str) -> str:
 def _name(text: str) -> str:
     """One spelling of a name: composed letters, single spaces, the plain apostrophe."""
     return " ".join(unicodedata.normalize("NFC", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).split())
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name)  # dated 1980: the same files give the same bytes
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
 
 
 # --- the commands of the Makefile

@@ -1,6 +1,7 @@
 """The way from notebooks to the PDF, the submission and the Colab links."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,7 @@ def test_a_failing_cell_is_named_and_nothing_is_written(workspace):
 def test_submission_holds_everything_under_that_name(workspace):
     (workspace / "report" / "report.pdf").write_bytes(b"%PDF")
     path = export.submission(" Van  Dyk", "Anne-Marie", "a1")
+    first = path.read_bytes()
     assert path == workspace / "Van-Dyk_Anne-Marie_a1_Project1.zip"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -232,6 +234,8 @@ def test_submission_holds_everything_under_that_name(workspace):
     assert {f"{p.parent.name}/{p.name}" for f in ("lib", "benchmarks") for p in (ROOT / f).glob("*.py")} < set(names)
     assert "Anne-Marie Van Dyk" in words(reader) and "ID a1" in words(reader)
     compile(script, "01_first.py", "exec")
+    os.utime(workspace / "figures" / "02_curve.png", (0, 0))
+    assert export.submission("Van Dyk", "Anne-Marie", "a1").read_bytes() == first
 
 
 @pytest.mark.parametrize(
