@@ -228,6 +228,7 @@ def test_submission_holds_everything_under_that_name(workspace):
     assert path == workspace / "Van-Dyk_Anne-Marie_a1_Project1.zip"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # no clock in the bytes
         reader = PdfReader(io.BytesIO(archive.read("Van-Dyk_Anne-Marie_a1_Project1.pdf")))
         script = archive.read("notebooks/01_first.py").decode()
     assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py"} < set(names)
