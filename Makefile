@@ -33,7 +33,7 @@ help: ## list the targets
 report: .venv/.installed ## data, notebooks, figures and report/report.pdf: whatever is out of date
 	@mkdir -p $(BUILD) && rm -f "$$RUN_LOG" && touch $(BUILD)/started
 	@$(MAKE) -s --no-print-directory $(PDF)
-	@$(PY) -m lib.export summary $(BUILD)/started "$$RUN_LOG"
+	@$(PY) -m lib.commands summary $(BUILD)/started "$$RUN_LOG"
 
 test: .venv/.installed ## style and tests; nothing is downloaded
 	@$(PY) -m ruff check .
@@ -43,15 +43,15 @@ lab: .venv/.installed ## open JupyterLab
 	@$(PY) -m jupyter lab
 
 submission: .venv/.installed ## LASTNAME=… FIRSTNAME=… ID=…: the zip to hand in
-	@$(PY) -m lib.export check-name "$$LASTNAME" "$$FIRSTNAME" "$$ID"
+	@$(PY) -m lib.commands check_name "$$LASTNAME" "$$FIRSTNAME" "$$ID"
 	@$(MAKE) --no-print-directory report
-	@$(PY) -m lib.export submission "$$LASTNAME" "$$FIRSTNAME" "$$ID"
+	@$(PY) -m lib.commands submission "$$LASTNAME" "$$FIRSTNAME" "$$ID"
 
 colab: .venv/.installed ## REPO=owner/name: write the repository's address and the Colab badges
 	@$(PY) -m lib.colab "$$REPO"
 
 study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time FULL=1 on a GPU
-	@$(PY) -m lib.study $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)
+	@$(PY) -m lib.missing $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)
 
 bench: data/.ready ## measure the heads' time and memory, the images per second, and runs at once
 	@$(PY) -m benchmarks.heads
@@ -70,20 +70,20 @@ clean: ## remove stamps, the smoke profile's files and caches
 	@touch $@
 
 data/.ready: | .venv/.installed
-	@$(PY) -m lib.export data
+	@$(PY) -m lib.commands data
 	@touch $@
 
 # executing in place makes the notebook newer than its inputs, and the stamp newer than the notebook
 $(BUILD)/%.done: notebooks/%.ipynb $(INPUTS) $(if $(RETRAIN),FORCE) | data/.ready
 	@mkdir -p $(BUILD)
-	@$(PY) -m lib.export execute $<
+	@$(PY) -m lib.commands execute $<
 	@touch $@
 
 # a notebook's new records are no reason to execute those before it again
 $(BUILD)/report.done: report/report.ipynb $(STAMPS) $(INPUTS)
 	@touch $(STAMPS)
-	@$(PY) -m lib.export execute $<
+	@$(PY) -m lib.commands execute $<
 	@touch $@
 
 $(PDF): $(BUILD)/report.done $(LAYOUT) $(INPUTS) $(wildcard $(OUT)figures/*.png)
-	@$(PY) -m lib.export report
+	@$(PY) -m lib.commands report

@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import ablation, data, export, losses, recommend, replicas, statistics, store, study, tuning
+from lib import ablation, data, export, losses, missing, recommend, replicas, statistics, store, study, tuning
 from lib import margins as maps
 
 SOURCE = Path(__file__).resolve().parent.parent / "results" / "claims_source.csv"
@@ -483,7 +483,7 @@ def train_missing(name: str) -> None:
     if name == "margins":
         load, train = maps.recorded, lambda: maps.runs(maps.plan())
     elif name in CONTROLLED:
-        load, train = CONTROLLED[name], lambda: study.train_missing([name])
+        load, train = CONTROLLED[name], lambda: missing.train_missing([name])
     else:
         load, train = lambda: replicas.complete(name, replicas.read()), lambda: replicas.runs([name])
     try:

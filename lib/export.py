@@ -4,7 +4,6 @@ PROFILE=smoke works in .smoke/ and leaves the project's own files alone. Whateve
 wrong raises ValueError or OSError with one line that names the cause and the cure.
 """
 
-import inspect
 import io
 import os
 import re
@@ -289,61 +288,3 @@ def _zip(files: dict[str, bytes]) -> bytes:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
-
-
-# --- the commands of the Makefile
-
-
-def _execute(notebook: str) -> str:
-    path = Path(notebook).resolve()
-    execute(path, folder(path.parent.name) / path.name)
-    return ""
-
-
-def _report() -> str:
-    write(folder("report") / "report.pdf", report())
-    return ""
-
-
-def _data() -> str:
-    from lib import data  # imports torch, which takes seconds
-
-    return "\n".join(f"data/ holds {name}: {len(data.load(name).test)} test images" for name in ("mnist", "cifar10"))
-
-
-def _summary(since: str, log: str) -> str:
-    """What was written after the file since was, and the lines that the runs left in log."""
-    places = [folder(name) for name in ("notebooks", "results", "figures", "report")]
-    paths = [p for place in places for p in sorted(place.rglob("*.*")) if ".ipynb_checkpoints" not in p.parts]
-    paths = [p for p in paths if p.suffix != ".lock" and p.stat().st_mtime >= Path(since).stat().st_mtime]
-    lines = [f"wrote {p.relative_to(PROJECT)}" for p in paths]
-    runs = Path(log).read_text(encoding="utf-8").splitlines() if Path(log).exists() else []
-    return "\n".join([*(lines or ["nothing was out of date"]), *dict.fromkeys(runs)])
-
-
-COMMANDS = {
-    "data": _data,
-    "execute": _execute,
-    "report": _report,
-    "check-name": lambda lastname, firstname, id: f"{submission_name(lastname, firstname, id)}.zip is the name",
-    "submission": lambda lastname, firstname, id: f"wrote {submission(lastname, firstname, id)}",
-    "summary": _summary,
-}
-
-
-def main(arguments: list[str]) -> None:
-    usage = "; ".join(" ".join([name, *inspect.signature(f).parameters]).upper() for name, f in COMMANDS.items())
-    function = COMMANDS.get(arguments[0] if arguments else "")
-    if not function or len(arguments) - 1 != len(inspect.signature(function).parameters):
-        sys.exit(f"usage: python -m lib.export COMMAND, one of {usage}")
-    try:
-        if text := function(*arguments[1:]):
-            print(text, flush=True)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: no half-written file is left")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

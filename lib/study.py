@@ -3,13 +3,10 @@
 PROFILE=smoke in the environment shrinks every run to seconds.
 """
 
-import argparse
 import dataclasses
 import functools
 import io
 import json
-import sys
-import time
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -34,8 +31,6 @@ MAIN = {
     "mnist": (tuple(losses.HEADS), 3),
     "cifar10": (tuple(losses.HEADS), 2),
 }
-# studies that other modules plan: lib.tuning its trials and the final runs at what they found, and lib.ablation
-LATER = ("controlled_mnist", "controlled_cifar10", "ablation_cifar10")
 # the fields of a Config that train.fit takes
 TRAINING = (
     "epochs", "low_res_epochs", "batch_size", "lr", "muon_lr", "momentum", "weight_decay", "margin_warmup", "seed",
@@ -93,23 +88,12 @@ def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
     return Config(data=data, head=head, seed=seed, **{**RECIPES.get(data, RECIPES["digits"]), **changes})
 
 
-def plan(study: str, full: bool = False) -> list[Config]:
-    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study; or what
-    lib.tuning and lib.ablation plan, with full for a GPU. The plan of any other study is what
-    results/<study>.jsonl records."""
-    if study in LATER or study in ("tuning_mnist", "tuning_cifar10"):
-        from lib import ablation, tuning  # they build on this module
-
-        kind, data = study.split("_", 1)
-        return {"tuning": tuning.trials, "controlled": tuning.final, "ablation": ablation.plan}[kind](data, full)
-    if study not in MAIN:
-        recorded = list(store.read(store.folder("results") / f"{study}.jsonl", Config))
-        if not recorded:
-            known = ", ".join([*MAIN, *LATER])
-            raise ValueError(f"unknown study {study!r}: choose one of {known}, or one in results/")
-        return recorded
-    heads, seeds = MAIN[study]
-    return [recipe(study, head, seed) for seed in range(1 if store.smoke() else seeds) for head in heads]
+def plan(data: str) -> list[Config]:
+    """The main runs of a data set, seeds in the outer loop, so that a part of it is a smaller study."""
+    if data not in MAIN:
+        raise ValueError(f"no main runs for {data!r}: choose one of {', '.join(MAIN)}")
+    heads, seeds = MAIN[data]
+    return [recipe(data, head, seed) for seed in range(1 if store.smoke() else seeds) for head in heads]
 
 
 def shrunk(config: Config) -> Config:
@@ -183,7 +167,7 @@ def finished(configs: list[Config], study: str) -> pd.DataFrame:
     recorded = store.read(store.folder("results") / f"{study}.jsonl", Config)
     seeds = {c.seed for c in configs} - {c.seed for c in configs if c not in recorded}
     if not seeds:
-        raise ValueError(f"{study}.jsonl holds no complete seed: `python -m lib.study {study}` trains them")
+        raise ValueError(f"{study}.jsonl holds no complete seed: `python -m lib.missing {study}` trains them")
     return store.frame(recorded[c] for c in configs if c.seed in seeds)
 
 
@@ -241,43 +225,3 @@ def _keep_embeddings(config: Config, packed: bytes) -> None:
     temporary = path.with_suffix(".part.npz")
     temporary.write_bytes(packed)
     temporary.replace(path)
-
-
-def train_missing(studies, full: bool = False, *, n_jobs: int = 1, budget: float | None = None) -> None:
-    """Train what these studies lack; before the final runs of the controlled study, its trials."""
-    from lib import tuning  # it builds on this module
-
-    start = time.time()
-    for study in studies:
-        for part in [study.replace("controlled", "tuning"), study] if study.startswith("controlled") else [study]:
-            left = None if budget is None else budget - (time.time() - start)
-            train_all = tuning.runs if part.startswith("tuning") else runs
-            try:
-                train_all(plan(part, full), part, n_jobs=n_jobs, budget=left)
-            except tuning.Incomplete as error:  # the budget ended before the trials did
-                print(f"{part} waits: {error}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train what is missing of the studies.")
-    parser.add_argument("studies", nargs="*", default=[*MAIN, *LATER], help=", ".join([*MAIN, *LATER]))
-    parser.add_argument(
-        "--full", action="store_true", help="the controlled study and the ablation as a GPU affords them"
-    )
-    parser.add_argument("--budget", type=float, help="seconds after which no further run is started")
-    parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
-    options = parser.parse_args()
-    try:
-        for study in {*options.studies} - {*LATER}:
-            plan(study)  # a wrong name stops before anything is trained
-        train_missing(options.studies, options.full, n_jobs=options.jobs, budget=options.budget)
-    except torch.OutOfMemoryError:
-        sys.exit("error: the device has no memory left: lower --jobs")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    from lib.study import main  # under its own name, so that worker processes can unpickle its functions
-
-    main()

@@ -1,7 +1,7 @@
 """Tuning with equal budgets, and the final runs of the controlled study at what it found.
 
 Every loss gets the same number of trials: its defaults, then constants and learning rate drawn from
-``SPACE``. Validation accuracy alone chooses, and a trial's record holds no test result. ``python -m lib.study
+``SPACE``. Validation accuracy alone chooses, and a trial's record holds no test result. ``python -m lib.missing
 controlled_mnist`` trains the trials and then the final runs, ``tuning_mnist`` the trials alone; with --full in
 the setting for a GPU.
 """
@@ -111,7 +111,7 @@ def recorded(data: str, full: bool | None = None) -> pd.DataFrame:
     if missing := sum(config not in records for config in configs):
         raise Incomplete(
             f"tuning_{data}.jsonl lacks {missing} of {len(configs)} trials: "
-            f"`python -m lib.study controlled_{data}` trains them"
+            f"`python -m lib.missing controlled_{data}` trains them"
         )
     frame = store.frame(records[c] for c in configs)
     frame["trial"] = frame.groupby("head", sort=False).cumcount()

@@ -125,7 +125,7 @@ def test_variants_learn_digits_and_show_their_margins(digits, name):
 
 def test_plan_is_paired_and_seeds_come_last():
     for full in (False, True):
-        configs = study.plan("ablation_cifar10", full)
+        configs = ablation.plan("cifar10", full)
         arms = list(ablation.arms(516 if full else 54).values())
         assert [(c.head, dict(c.constants)) for c in configs] == arms * 3 and len(set(configs)) == len(configs)
         assert [c.seed for c in configs] == [s for s in range(3) for _ in arms]
@@ -148,7 +148,7 @@ def test_margins_of_the_controls_are_those_of_the_recorded_adaloss():
 
 
 def test_finished_names_the_arms_and_prefers_those_for_a_gpu(project):
-    with pytest.raises(ValueError, match=r"ablation_cifar10.jsonl holds no complete seed: `python -m lib.study"):
+    with pytest.raises(ValueError, match=r"ablation_cifar10.jsonl holds no complete seed: `python -m lib.missing"):
         ablation.finished()
     names = list(ablation.arms(1))
     for full, epochs in ((False, 6), (True, 12)):

@@ -323,8 +323,8 @@ def test_colab_writes_all_or_nothing(workspace):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["export", "check-name", "", "Ada", "1"], "error: LASTNAME is empty"),
-        (["export"], "usage:"),
+        (["commands", "check_name", "", "Ada", "1"], "error: LASTNAME is empty"),
+        (["commands"], "usage:"),
         (["colab", "x"], "error: REPO 'x'"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from lib import claims, losses, replicas, statistics, store, study
+from lib import claims, losses, replicas, statistics, store
 
 LIB = Path(replicas.__file__).parent
 ARCFACE, ADALOSS = (replicas.s1("mnist", loss, 1, 0) for loss in ("ArcFace", "AdaLoss"))
@@ -530,7 +530,7 @@ def test_controlled_study_answers_claims(monkeypatch, capsys):
     number = numbers("MNIST: a tuned adaptive mechanism")
     assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
     trained = []
-    monkeypatch.setattr(study, "train_missing", trained.append)
+    monkeypatch.setattr(claims.missing, "train_missing", trained.append)
     monkeypatch.setattr(sys, "argv", ["claims", str(number[0])])
     claims.main()
     assert trained == [["controlled_mnist"]] and "not testable here" in capsys.readouterr().out

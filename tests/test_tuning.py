@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_study import fake
 
-from lib import losses, store, study, tuning
+from lib import losses, missing, store, study, tuning
 
 DATA = list(tuning.SEEDS)
 
@@ -130,8 +130,8 @@ def test_one_missing_trial_is_named(project):
     record(project, "cifar10")
     path = store.folder("results") / "tuning_cifar10.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    for call in (lambda: tuned("cifar10", "Softmax"), lambda: study.plan("controlled_cifar10")):
-        with pytest.raises(tuning.Incomplete, match=r"lacks 1 of 80 trials: `python -m lib.study controlled_cifar10`"):
+    for call in (lambda: tuned("cifar10", "Softmax"), lambda: missing.plan("controlled_cifar10")):
+        with pytest.raises(tuning.Incomplete, match=r"lacks 1 of 80 trials: `python -m lib.missing controlled_ci"):
             call()
 
 
@@ -145,9 +145,8 @@ def test_trials_for_a_gpu_count_with_the_first_seed_of_their_final_runs(project)
         return trial, set(frame["epochs"]), {(c.network, c.epochs) for c in tuning.final("cifar10")}
 
     final = tuning.final("cifar10", full=True)
-    assert {(c.network, c.epochs) for c in final} == {("AirNet", 12)} and study.plan(
-        "controlled_cifar10", True
-    ) == final
+    assert {(c.network, c.epochs) for c in final} == {("AirNet", 12)}
+    assert missing.plan("controlled_cifar10", True) == final
     for config in final[: len(tuning.LOSSES)]:
         assert chosen() == (1, {6}, {("NarrowAirNet", 4)})
         store.append(store.folder("results") / "controlled_cifar10.jsonl", fake(config))
@@ -175,7 +174,7 @@ def test_a_diverging_trial_loses_and_the_others_go_on(project, monkeypatch):
 @pytest.mark.parametrize("data", DATA)
 def test_final_runs_have_all_images_at_tuned_constants(project, data):
     record(project, data, {("AdaLoss", 4): (0.9, 1.0)})
-    configs, seeds = study.plan(f"controlled_{data}"), tuning.SEEDS[data]
+    configs, seeds = missing.plan(f"controlled_{data}"), tuning.SEEDS[data]
     assert [(c.head, c.seed) for c in configs] == [(h, s) for s in range(seeds) for h in tuning.LOSSES]
     adaloss = [c for c in tuning.trials(data) if c.head == "AdaLoss"][4]
     for c in configs:
@@ -186,9 +185,9 @@ def test_final_runs_have_all_images_at_tuned_constants(project, data):
 
 def test_only_complete_seeds_count(project):
     record(project, "cifar10")
-    with pytest.raises(ValueError, match=r"no complete seed: `python -m lib.study controlled_cifar10`"):
+    with pytest.raises(ValueError, match=r"no complete seed: `python -m lib.missing controlled_cifar10`"):
         tuning.finished("cifar10")
-    for config in study.plan("controlled_cifar10")[:27]:  # two seeds and seven runs of a third
+    for config in missing.plan("controlled_cifar10")[:27]:  # two seeds and seven runs of a third
         entry = fake(config, history={"val_accuracy": [0.2, 0.6]})
         store.append(store.folder("results") / "controlled_cifar10.jsonl", entry)
     frame = tuning.finished("cifar10")
@@ -235,17 +234,17 @@ def test_the_command_trains_trials_before_final_runs(project, monkeypatch, capsy
     calls = []
     monkeypatch.setattr(study, "runs", lambda configs, name, **k: calls.append((name, len(configs))))
     monkeypatch.setattr(tuning, "runs", lambda configs, name, **k: calls.append((name, len(configs))))
-    monkeypatch.setattr(sys, "argv", ["study", "controlled_mnist", "--budget", "5"])
-    study.main()
+    monkeypatch.setattr(sys, "argv", ["missing", "controlled_mnist", "--budget", "5"])
+    missing.main()
     assert calls == [("tuning_mnist", 80)]  # the budget ended before the trials did
     assert "controlled_mnist waits: tuning_mnist.jsonl lacks 80 of 80 trials" in capsys.readouterr().out
     record(project, "mnist")
-    study.main()
+    missing.main()
     assert calls[1:] == [("tuning_mnist", 80), ("controlled_mnist", 100)]
 
 
 def test_an_unknown_study_is_refused():
-    command = [sys.executable, "-m", "lib.study", "controled_mnist"]
+    command = [sys.executable, "-m", "lib.missing", "controled_mnist"]
     result = subprocess.run(command, cwd=store.PROJECT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.startswith("error: unknown study 'controled_mnist'")
 
