@@ -7,11 +7,12 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 from torchvision import datasets, transforms
 
 import benchmarks
 from benchmarks import heads, recipes, throughput
-from lib import data, models, store, study, train
+from lib import data, losses, models, store, study, train
 
 CPU = torch.device("cpu")
 
@@ -200,6 +201,7 @@ def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
     images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
     split = data.Split(images, torch.arange(8) % 2)
     colour = data.Data("", split, split, split, ["a", "b"], (0.5,) * 3, (0.5,) * 3)
+    epoch, relu = data.Data.epoch, nn.ReLU
 
     def state():
         whiten = models.network("AirNet", colour, 4).whiten.weight
@@ -211,6 +213,9 @@ def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
             "whitening": not whiten.requires_grad,
             "identity": (kernel[:3].count_nonzero() == 3).item(),
             "memory": not isinstance(train.reuse_memory, mock.Mock),
+            "ReLU": type(models.AirNet(3, 4).body[0][3]) is relu,
+            "sharp labels": losses.ArcFace.loss is losses.Head.loss,
+            "mirrored at random": data.Data.epoch is epoch,
         }
 
     usual = state()
@@ -222,6 +227,27 @@ def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
             elif name != "bf16" or torch.cpu.get_capabilities().get("avx512_bf16", False):
                 assert {key for key, there in state().items() if not there} == {name}
     assert state() == usual
+
+
+def test_alternating_shows_every_image_both_ways():
+    images = torch.randint(256, (6, 1, 2, 2), dtype=torch.uint8)
+    split = data.Split(images, torch.arange(6))
+    small = data.Data("", split, split, split, [*"abcdef"], (0.0,), (1.0,), flip=True)
+
+    def mirrored():
+        return {y.item(): (255 * x).round().equal(images[y].flip(-1).float()) for x, y in small.epoch(1, generator)}
+
+    with recipes.PARTS["mirrored at random"]():
+        generator = torch.Generator().manual_seed(0)
+        first, second, third = mirrored(), mirrored(), mirrored()
+    assert first == {y: not second[y] for y in second} == third and sum(first.values()) == 3
+
+
+def test_smoothing_is_that_of_the_labels():
+    head, x, y = losses.ArcFace(3, 2), torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])
+    soft = torch.full((5, 3), 0.2 / 3).scatter(1, y[:, None], 0.8 + 0.2 / 3)
+    with recipes.PARTS["sharp labels"]():
+        torch.testing.assert_close(head.loss(x, y), -(soft * head(x, y).log_softmax(1)).sum(1).mean())
 
 
 def test_unknown_recipe():
