@@ -4,7 +4,7 @@
 
 The runs have the machine to themselves, one after the other, and are recorded in results/recipes.jsonl:
 a killed call goes on where it stopped. ``CHANGES`` exchange one ingredient and leave the rest. What a
-training step costs goes to results/benchmarks.jsonl.
+training step costs, and how much longer or shorter it is after each change, goes to results/benchmarks.jsonl.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import keep, product_rate, profile
+from benchmarks import keep, product_rate, profile, spread
 from lib import losses, models, store, study, train
 from lib.data import Data, Split
 
@@ -122,17 +122,26 @@ def plan(names, seeds: int) -> list[Run]:
     return [Run(machine, *arm, seed) for seed in range(seeds) for arm in (arms[:2] if store.smoke() else arms)]
 
 
+def changed(recipe: str, change: str, seed: int = 0) -> tuple[study.Config, str]:
+    """The configuration of a recipe with a change, and the part of the code that is exchanged or "" for none."""
+    config, change = dataclasses.replace(RECIPES[recipe], seed=seed), CHANGES[recipe][change] if change else {}
+    return (config, change) if isinstance(change, str) else (dataclasses.replace(config, **change), "")
+
+
+def exchange(part: str):
+    return PARTS[part]() if part else contextlib.nullcontext()
+
+
 def train_one(run: Run, _progress: bool) -> dict:
-    if run.change and CHANGES[run.recipe][run.change] == "memory":  # a process that keeps memory cannot unlearn it
+    if changed(run.recipe, run.change)[1] == "memory":  # a process that keeps memory cannot unlearn it
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_train_one, run).result()
     return _train_one(run)
 
 
 def _train_one(run: Run) -> dict:
-    change = CHANGES[run.recipe][run.change] if run.change else {}
-    config = dataclasses.replace(RECIPES[run.recipe], seed=run.seed, **({} if isinstance(change, str) else change))
-    with PARTS[change]() if isinstance(change, str) else contextlib.nullcontext():
+    config, part = changed(run.recipe, run.change, run.seed)
+    with exchange(part):
         warm_up = study.recipe("mnist", "ArcFace", epochs=1, train_size=512)
         study.execute(study.shrunk(warm_up), progress=False)  # libraries start outside the clock
         record = study.execute(study.shrunk(config), progress=False)[2]
@@ -140,10 +149,12 @@ def _train_one(run: Run) -> dict:
 
 
 def measure(names=tuple(RECIPES), seeds: int = 3) -> None:
-    """Make the runs that are missing, and measure the cost of a step."""
+    """Make the runs that are missing, and measure the cost of a step and what the changes make of it."""
     runs = plan(names, 1 if store.smoke() else seeds)
     store.collect(runs, "recipes", Run, train_one)
     keep("cost", [cost(name) for name in names], train.best_device())
+    if rows := [row for name in names[: 1 if store.smoke() else None] for row in turns(name)]:
+        keep("turns", rows, train.best_device())
 
 
 def recorded() -> pd.DataFrame:
@@ -157,19 +168,55 @@ def recorded() -> pd.DataFrame:
 # ---------------------------------------------------------------- where the time goes
 
 
-def cost(name: str) -> dict:
-    """Operations of a recipe, the rate at which this machine multiplies matrices, and the share of a
-    step's time by kind of operation."""
-    config = study.shrunk(RECIPES[name])
+def few_steps(config: study.Config, steps: int):
+    """A function that trains a model so many steps further, in the setting of a run, and returns their seconds."""
     data = study.load(config.data, config.train_size, config.crop_padding)
-    device = data.train.labels.device
-    part = dataclasses.replace(data, train=data.train[: 4 * config.batch_size], val=data.val[:10])
+    part = dataclasses.replace(data, train=data.train[: steps * config.batch_size], val=data.val[:10])
     network = models.network(config.network, data, config.embedding_dim)
     model = models.Classifier(network, losses.make(config.head, len(data.classes), config.embedding_dim))
     options = {field: getattr(config, field) for field in study.TRAINING} | {"epochs": 1, "progress": False}
-    flop, share = profile(lambda: train.fit(model, part, **options), device)
-    epochs = config.epochs * len(data.train) / len(part.train)
-    return {"recipe": name, "flop": flop * epochs, "flop_per_second": product_rate(device), "share": share}
+    return lambda: train.fit(model, part, **options)["seconds"][0]
+
+
+def cost(name: str) -> dict:
+    """Operations of a recipe, the rate at which this machine multiplies matrices, and the share of a
+    step's time by kind of operation."""
+    config, steps, device = study.shrunk(RECIPES[name]), 4, train.best_device()
+    flop, share = profile(few_steps(config, steps), device)
+    images = len(study.load(config.data, config.train_size, config.crop_padding).train)
+    parts = config.epochs * images / min(images, steps * config.batch_size)
+    return {"recipe": name, "flop": flop * parts, "flop_per_second": product_rate(device), "share": share}
+
+
+_process = contextlib.ExitStack()  # holds what is exchanged in a process of its own, to its end
+_prepared = {}  # by configuration and part
+
+
+def prepare(config: study.Config, part: str) -> None:
+    _process.enter_context(exchange(part))
+    _prepared[config, part] = few_steps(config, max(1, 2048 // config.batch_size))
+    _prepared[config, part]()  # libraries start
+
+
+def seconds(config: study.Config, part: str) -> float:
+    return _prepared[config, part]()
+
+
+def turns(name: str, rounds: int = 5) -> list[dict]:
+    """The time of a step after each change over that of the recipe. The two take turns, each in a process of its own:
+    the speed of a shared machine changes between whole runs."""
+
+    def process(arm):
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, arm)
+
+    rows, changes = [], [*CHANGES.get(name, ())]
+    for change in changes[: 1 if store.smoke() else None]:
+        arms = [(study.shrunk(config), part) for config, part in (changed(name, change), changed(name, ""))]
+        with process(arms[0]) as first, process(arms[1]) as second:
+            both = [(first, *arms[0]), (second, *arms[1])]
+            pairs = [[pool.submit(seconds, *arm).result() for pool, *arm in both] for _ in range(rounds)]
+        rows.append({"recipe": name, "change": change, "ratio": spread([a / b for a, b in pairs])})
+    return rows
 
 
 def main() -> None:

@@ -102,6 +102,19 @@ def test_memory_in_a_process_of_its_own():
         heads.memory("by blocks", ["many"])
 
 
+class ThisProcess(contextlib.nullcontext):
+    """In place of a process of its own, which would not know a test's stand-ins."""
+
+    def __init__(self, _workers, _context, initializer, arguments):
+        super().__init__(self)
+        initializer(*arguments)
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
 # ---------------------------------------------------------------- throughput
 
 
@@ -132,16 +145,6 @@ def test_throughput_in_miniature(smoke, monkeypatch):
     def grey(root, train, transform):
         return datasets.FakeData(128, (1, 28, 28), 10, transforms.Compose([transforms.Grayscale(), transform]))
 
-    class ThisProcess(contextlib.nullcontext):  # where those stand-ins are
-        def __init__(self, _workers, _context, initializer, arguments):
-            super().__init__(self)
-            initializer(*arguments)
-
-        def submit(self, function, *arguments):
-            future = Future()
-            future.set_result(function(*arguments))
-            return future
-
     monkeypatch.setattr(throughput, "ProcessPoolExecutor", ThisProcess)
     monkeypatch.setattr(study, "load", load)
     monkeypatch.setattr(datasets, "CIFAR10", torchvision)
@@ -160,9 +163,12 @@ def small(smoke, monkeypatch):
     digits = study.recipe("digits", "ArcFace", epochs=1)
     monkeypatch.setattr(recipes, "RECIPES", {"digits": digits, "MNIST 99 %": digits})  # the latter to warm up
     monkeypatch.setattr(recipes, "CHANGES", {"digits": {"fp32": "bf16", "no momentum": {"momentum": 0.0}}})
+    monkeypatch.setattr(recipes, "ProcessPoolExecutor", ThisProcess)
+    monkeypatch.setattr(recipes, "_process", contextlib.ExitStack())
     monkeypatch.setitem(study.RECIPES, "mnist", study.RECIPES["digits"])
     monkeypatch.setattr(study, "recipe", lambda data, *args, recipe=study.recipe, **kw: recipe("digits", *args, **kw))
-    return smoke
+    with recipes._process:
+        yield smoke
 
 
 def test_recipes_in_miniature(small, capsys):
@@ -174,8 +180,24 @@ def test_recipes_in_miniature(small, capsys):
     cost = benchmarks.recorded("cost").iloc[0]
     assert cost["flop"] > 0 and cost["flop_per_second"] > 1e6
     assert cost.filter(like="share.").sum() == pytest.approx(1, abs=1e-4) and cost["share.convolutions"] > 0
+    assert benchmarks.recorded("turns").filter(["recipe", "change"]).values.tolist() == [["digits", "fp32"]]
     recipes.measure(["digits"])
     assert "2 runs from recipes.jsonl, 0 trained now" in capsys.readouterr().out
+
+
+def test_a_slower_step_takes_longer(small, monkeypatch):
+    monkeypatch.setattr(recipes, "CHANGES", {"digits": {"wider": {"embedding_dim": 4096}}})
+    row = recipes.turns("digits")[0]
+    assert row["recipe"] == "digits" and row["change"] == "wider" and row["ratio"]["n"] == 5
+    assert 1.2 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+
+
+def test_a_process_keeps_its_part_exchanged(small):
+    config, part = recipes.changed("digits", "fp32")
+    recipes.prepare(study.shrunk(config), part)
+    assert part == "bf16" and not train.has_bf16(CPU) and recipes.seconds(study.shrunk(config), part) > 0
+    recipes._process.close()
+    assert train.has_bf16(CPU) == torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def test_operations_by_hand(small, digits):
