@@ -37,7 +37,7 @@ report: .venv/.installed ## data, notebooks, figures and report/report.pdf: what
 
 test: .venv/.installed ## style and tests; nothing is downloaded
 	@$(PY) -m ruff check .
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --maxprocesses=4
 
 lab: .venv/.installed ## open JupyterLab
 	@$(PY) -m jupyter lab
