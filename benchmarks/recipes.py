@@ -214,6 +214,8 @@ def turns(name: str, rounds: int = 5) -> list[dict]:
         arms = [(study.shrunk(config), part) for config, part in (changed(name, change), changed(name, ""))]
         with process(arms[0]) as first, process(arms[1]) as second:
             both = [(first, *arms[0]), (second, *arms[1])]
+            for start in [pool.submit(seconds, *arm) for pool, *arm in both]:
+                start.result()  # the processes start, both at once
             pairs = [[pool.submit(seconds, *arm).result() for pool, *arm in both] for _ in range(rounds)]
         rows.append({"recipe": name, "change": change, "ratio": spread([a / b for a, b in pairs])})
     return rows

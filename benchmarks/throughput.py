@@ -124,8 +124,8 @@ def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
         pools = {
             way: stack.enter_context(ProcessPoolExecutor(1, context, prepare, (way, name, batch, size))) for way in WAYS
         }
-        for way, pool in pools.items():
-            pool.submit(seconds, way).result()  # the processes start
+        for start in [pool.submit(seconds, way) for way, pool in pools.items()]:
+            start.result()  # the processes start, both at once
         rates = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way, pool in pools.items():
