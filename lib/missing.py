@@ -20,7 +20,7 @@ def plan(name: str, full: bool = False) -> list[study.Config]:
     kind, _, data = name.partition("_")
     if name in study.MAIN:
         return study.plan(name)
-    if kind in PLANS and data in study.MAIN:
+    if name in STUDIES or (kind == "tuning" and data in study.MAIN):
         return PLANS[kind](data, full)
     recorded = list(store.read(store.folder("results") / f"{name}.jsonl", study.Config))
     if not recorded:

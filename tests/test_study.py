@@ -80,6 +80,8 @@ def test_any_recorded_study_can_be_repeated(project):
     configs = [tiny(seed=seed) for seed in (2, 1)]
     study.runs(configs, "a_trial")
     assert missing.plan("a_trial") == configs
+    with pytest.raises(ValueError, match=r"^unknown study 'ablation_mnist': choose one of mnist, cifar10, controlled_"):
+        missing.plan("ablation_mnist")
 
 
 def test_key_is_stable():
