@@ -140,10 +140,16 @@ def differences(
     heads = [head for head in heads or names if head != reference]
     if not heads or not {reference, *heads} <= set(names):
         raise ValueError(f"no runs to compare with {reference}: there are runs of {', '.join(names)}")
-    rows = []
+    rows, models = [], {}  # most comparisons rest on the same runs, and so on one model
     for head in heads:
-        mean, error, df = _contrast(_pool(frame, head, reference), metric, head, reference)
-        mean, half = factor * mean, factor * error * stats.t.ppf(1 - 0.025 / len(heads), df)
+        pool = _pool(frame, head, reference)
+        names = tuple(pool["head"].unique())
+        if names not in models:
+            models[names] = _effects(pool, metric, names)
+        effects, covariance, df = models[names]
+        i, j = names.index(head), names.index(reference)
+        error = np.sqrt(covariance[i, i] + covariance[j, j] - 2 * covariance[i, j])
+        mean, half = factor * (effects[i] - effects[j]), factor * error * stats.t.ppf(1 - 0.025 / len(heads), df)
         verdict = "higher" if mean > half else "lower" if mean < -half else "no difference shown"
         verdict = verdict if df else "one seed: open"
         n = int((frame["head"] == head).sum())
@@ -158,18 +164,17 @@ def _pool(frame: pd.DataFrame, head: str, reference: str) -> pd.DataFrame:
     return frame[frame["head"].isin([head, reference]) if alone else ~frame["head"].isin(others)]
 
 
-def _contrast(frame: pd.DataFrame, metric: str, head: str, reference: str) -> tuple[float, float, int]:
-    """Head minus reference in the model of ``differences``, its standard error, and the noise's degrees of freedom."""
-    names, seeds = list(frame["head"].unique()), list(frame["seed"].unique())
+def _effects(frame: pd.DataFrame, metric: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, int]:
+    """The model of ``differences``: its effects (those of the losses first, in the order of names), their covariance,
+    and the noise's degrees of freedom."""
+    seeds = list(frame["seed"].unique())
     loss = frame["head"].to_numpy()[:, None] == np.array(names, dtype=object)  # (runs, losses)
     block = frame["seed"].to_numpy()[:, None] == np.array(seeds[1:])  # (runs, seeds - 1)
     X, y = np.hstack([loss, block]).astype(float), frame[metric].to_numpy(dtype=float)
     effects, _, rank, _ = np.linalg.lstsq(X, y)
     df = len(y) - rank
     variance = np.sum((y - X @ effects) ** 2) / df if df else np.nan
-    contrast = np.zeros(X.shape[1])
-    contrast[names.index(head)], contrast[names.index(reference)] = 1, -1
-    return contrast @ effects, np.sqrt(variance * contrast @ np.linalg.pinv(X.T @ X) @ contrast), df
+    return effects, variance * np.linalg.pinv(X.T @ X), df
 
 
 def compare(
