@@ -23,7 +23,9 @@ LAYOUT := report/metadata.yml report/references.bib lib/report.typ lib/crossref.
 export LASTNAME FIRSTNAME ID REPO
 export RUN_LOG := $(CURDIR)/$(BUILD)/runs.log
 
-.NOTPARALLEL:
+ifneq ($(PROFILE),smoke)
+.NOTPARALLEL: # what a notebook trains or measures has the machine to itself
+endif
 .DELETE_ON_ERROR:
 .PHONY: help report test lab submission colab study bench clean FORCE
 
