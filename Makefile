@@ -23,8 +23,12 @@ LAYOUT := report/metadata.yml report/references.bib lib/report.typ lib/crossref.
 export LASTNAME FIRSTNAME ID REPO
 export RUN_LOG := $(CURDIR)/$(BUILD)/runs.log
 
-ifneq ($(PROFILE),smoke)
-.NOTPARALLEL: # what a notebook trains or measures has the machine to itself
+ifeq ($(PROFILE),smoke)
+# with make -j2 notebooks run side by side: with more threads than cores each would wait for the others
+export OMP_NUM_THREADS := 1
+else
+# what a notebook trains or measures has the machine to itself
+.NOTPARALLEL:
 endif
 .DELETE_ON_ERROR:
 .PHONY: help report test lab submission colab study bench clean FORCE
