@@ -1,9 +1,12 @@
 """Short measurements of speed and memory. `make bench` takes them; each leaves one line in results/benchmarks.jsonl."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import re
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -61,6 +64,32 @@ def recorded(name: str, *each: str) -> pd.DataFrame:
     frame = pd.concat(frames, ignore_index=True)
     newest = frame.groupby(["device", *each])["line"].transform("max")
     return frame[frame["line"] == newest].drop(columns="line").reset_index(drop=True)
+
+
+def in_turns(ways: dict[str, tuple], rounds: int) -> dict[str, list]:
+    """What each of several ways to do a thing returns, round by round in turns: the speed of a shared machine changes
+    from minute to minute, and hits all of them alike. ways: by name, (make, *arguments), where make(*arguments)
+    returns the function that is called each round; each in a process of its own, after a first call that does not
+    count, for libraries to start."""
+    with contextlib.ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, context, _make, way)) for name, way in ways.items()}
+        for start in [pool.submit(_take_turn) for pool in pools.values()]:
+            start.result()  # the processes start, all at once
+        rows = [{name: pool.submit(_take_turn).result() for name, pool in pools.items()} for _ in range(rounds)]
+    return {name: [row[name] for row in rows] for name in ways}
+
+
+_turn = None  # in a process of ``in_turns``, its function
+
+
+def _make(make, *arguments) -> None:
+    global _turn
+    _turn = make(*arguments)
+
+
+def _take_turn():
+    return _turn()
 
 
 def profile(step, device: torch.device) -> tuple[int, dict[str, float]]:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import keep, product_rate, profile, spread
+from benchmarks import in_turns, keep, product_rate, profile, spread
 from lib import losses, models, store, study, train
 from lib.data import Data, Split
 
@@ -188,36 +188,27 @@ def cost(name: str) -> dict:
     return {"recipe": name, "flop": flop * parts, "flop_per_second": product_rate(device), "share": share}
 
 
-_process = contextlib.ExitStack()  # holds what is exchanged in a process of its own, to its end
-_prepared = {}  # by configuration and part
+def changed_steps(config: study.Config, part: str):
+    """``few_steps`` on about 2,048 images, with a part of the code exchanged."""
+    with exchange(part):
+        steps = few_steps(config, max(1, 2048 // config.batch_size))
 
+    def seconds() -> float:
+        with exchange(part):
+            return steps()
 
-def prepare(config: study.Config, part: str) -> None:
-    _process.enter_context(exchange(part))
-    _prepared[config, part] = few_steps(config, max(1, 2048 // config.batch_size))
-    _prepared[config, part]()  # libraries start
-
-
-def seconds(config: study.Config, part: str) -> float:
-    return _prepared[config, part]()
+    return seconds
 
 
 def turns(name: str, rounds: int = 5) -> list[dict]:
-    """The time of a step after each change over that of the recipe. The two take turns, each in a process of its own:
-    the speed of a shared machine changes between whole runs."""
-
-    def process(arm):
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, arm)
-
+    """The time of a step after each change over that of the recipe, the two in turns."""
     rows, changes = [], [*CHANGES.get(name, ())]
     for change in changes[: 1 if store.smoke() else None]:
-        arms = [(study.shrunk(config), part) for config, part in (changed(name, change), changed(name, ""))]
-        with process(arms[0]) as first, process(arms[1]) as second:
-            both = [(first, *arms[0]), (second, *arms[1])]
-            for start in [pool.submit(seconds, *arm) for pool, *arm in both]:
-                start.result()  # the processes start, both at once
-            pairs = [[pool.submit(seconds, *arm).result() for pool, *arm in both] for _ in range(rounds)]
-        rows.append({"recipe": name, "change": change, "ratio": spread([a / b for a, b in pairs])})
+        arms = {arm: changed(name, arm) for arm in (change, "")}
+        ways = {arm: (changed_steps, study.shrunk(config), part) for arm, (config, part) in arms.items()}
+        taken = in_turns(ways, rounds)
+        ratios = [a / b for a, b in zip(taken[change], taken[""], strict=True)]
+        rows.append({"recipe": name, "change": change, "ratio": spread(ratios)})
     return rows
 
 

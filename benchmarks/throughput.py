@@ -11,14 +11,11 @@ process of its own, for ``train.fit`` changes how a process handles its memory. 
 project's costs is recorded beside it.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
@@ -27,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from benchmarks import keep, product_rate, profile, spread
+from benchmarks import in_turns, keep, product_rate, profile, spread
 from lib import losses, models, store, study, train
 
 PEER = "pytorch-metric-learning"
@@ -98,39 +95,17 @@ def ours(name: str, data, batch: int, size: int, device: torch.device):
 WAYS = {USUAL: usual, OURS: ours}
 
 
-_epochs = {}  # what this process has prepared
-
-
-def prepare(way: str, name: str, batch: int, size: int) -> None:
-    _epochs[way] = WAYS[way](name, study.load(name), batch, size, train.best_device())
-    _epochs[way]()  # workers and libraries start
-
-
-def seconds(way: str) -> float:
-    """Train one epoch."""
-    return _epochs[way]()
-
-
-def cost(way: str) -> tuple[int, dict[str, float]]:
-    """What one epoch costs."""
-    return profile(_epochs[way], train.best_device())
+def prepare(way: str, name: str, batch: int, size: int):
+    """A function that trains one epoch in this way and returns its seconds."""
+    return WAYS[way](name, study.load(name), batch, size, train.best_device())
 
 
 def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
     """Both ways on one data set with one batch size, epoch by epoch in turns: a row each."""
     trained = size // batch * batch  # without an incomplete last batch
-    with contextlib.ExitStack() as stack:
-        context = multiprocessing.get_context("spawn")
-        pools = {
-            way: stack.enter_context(ProcessPoolExecutor(1, context, prepare, (way, name, batch, size))) for way in WAYS
-        }
-        for start in [pool.submit(seconds, way) for way, pool in pools.items()]:
-            start.result()  # the processes start, both at once
-        rates = {way: [] for way in WAYS}
-        for _ in range(rounds):
-            for way, pool in pools.items():
-                rates[way].append(trained / pool.submit(seconds, way).result())
-        flop, share = pools[OURS].submit(cost, OURS).result()
+    taken = in_turns({way: (prepare, way, name, batch, size) for way in WAYS}, rounds)
+    rates = {way: trained / np.array(seconds) for way, seconds in taken.items()}
+    flop, share = profile(prepare(OURS, name, batch, size), train.best_device())
     rows = [
         {
             "data": NAMES[name], "batch": batch, "method": way, "images_per_second": spread(rates[way]),

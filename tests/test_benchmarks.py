@@ -1,8 +1,7 @@
-import contextlib
 import dataclasses
 import functools
 import json
-from concurrent.futures import Future
+import os
 from unittest import mock
 
 import pytest
@@ -102,17 +101,25 @@ def test_memory_in_a_process_of_its_own():
         heads.memory("by blocks", ["many"])
 
 
-class ThisProcess(contextlib.nullcontext):
-    """In place of a process of its own, which would not know a test's stand-ins."""
+def in_turns_here(ways, rounds):
+    """In place of processes of their own, which would not know a test's stand-ins."""
+    functions = {name: make(*arguments) for name, (make, *arguments) in ways.items()}
+    for function in functions.values():
+        function()
+    rows = [{name: function() for name, function in functions.items()} for _ in range(rounds)]
+    return {name: [row[name] for row in rows] for name in ways}
 
-    def __init__(self, _workers, _context, initializer, arguments):
-        super().__init__(self)
-        initializer(*arguments)
 
-    def submit(self, function, *arguments):
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
+def letters(text):
+    """A function that returns the next letter."""
+    return functools.partial(next, iter(text))
+
+
+def test_each_way_has_a_process_of_its_own_and_a_first_call_that_does_not_count():
+    ways = {"a": (functools.partial, os.getpid), "b": (functools.partial, os.getpid), "letters": (letters, "abcd")}
+    taken = benchmarks.in_turns(ways, 3)
+    (a,), (b,) = set(taken["a"]), set(taken["b"])
+    assert len({a, b, os.getpid()}) == 3 and taken["letters"] == ["b", "c", "d"]
 
 
 # ---------------------------------------------------------------- throughput
@@ -145,7 +152,7 @@ def test_throughput_in_miniature(smoke, monkeypatch):
     def grey(root, train, transform):
         return datasets.FakeData(128, (1, 28, 28), 10, transforms.Compose([transforms.Grayscale(), transform]))
 
-    monkeypatch.setattr(throughput, "ProcessPoolExecutor", ThisProcess)
+    monkeypatch.setattr(throughput, "in_turns", in_turns_here)
     monkeypatch.setattr(study, "load", load)
     monkeypatch.setattr(datasets, "CIFAR10", torchvision)
     monkeypatch.setattr(datasets, "MNIST", grey)
@@ -163,12 +170,10 @@ def small(smoke, monkeypatch):
     digits = study.recipe("digits", "ArcFace", epochs=1)
     monkeypatch.setattr(recipes, "RECIPES", {"digits": digits, "MNIST 99 %": digits})  # the latter to warm up
     monkeypatch.setattr(recipes, "CHANGES", {"digits": {"fp32": "bf16", "no momentum": {"momentum": 0.0}}})
-    monkeypatch.setattr(recipes, "ProcessPoolExecutor", ThisProcess)
-    monkeypatch.setattr(recipes, "_process", contextlib.ExitStack())
+    monkeypatch.setattr(recipes, "in_turns", in_turns_here)
     monkeypatch.setitem(study.RECIPES, "mnist", study.RECIPES["digits"])
     monkeypatch.setattr(study, "recipe", lambda data, *args, recipe=study.recipe, **kw: recipe("digits", *args, **kw))
-    with recipes._process:
-        yield smoke
+    return smoke
 
 
 def test_recipes_in_miniature(small, capsys):
@@ -192,12 +197,13 @@ def test_a_slower_step_takes_longer(small, monkeypatch):
     assert 1.2 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
 
 
-def test_a_process_keeps_its_part_exchanged(small):
+def test_a_part_is_exchanged_for_the_steps_alone(small, monkeypatch):
     config, part = recipes.changed("digits", "fp32")
-    recipes.prepare(study.shrunk(config), part)
-    assert part == "bf16" and not train.has_bf16(CPU) and recipes.seconds(study.shrunk(config), part) > 0
-    recipes._process.close()
-    assert train.has_bf16(CPU) == torch.cpu.get_capabilities().get("avx512_bf16", False)
+    seen, fit = [], train.fit
+    monkeypatch.setattr(train, "fit", lambda *args, **kw: seen.append(train.has_bf16(CPU)) or fit(*args, **kw))
+    monkeypatch.setattr(train, "has_bf16", lambda device: True)
+    steps = recipes.changed_steps(study.shrunk(config), part)
+    assert train.has_bf16(CPU) and steps() > 0 and seen == [False]
 
 
 def test_operations_by_hand(small, digits):
