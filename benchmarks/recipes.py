@@ -165,6 +165,11 @@ def recorded() -> pd.DataFrame:
     return store.frame(records.values())
 
 
+def took(seconds: pd.Series) -> str:
+    """The median, and from the fastest to the slowest run: on a shared machine a mean of few says little."""
+    return f"{seconds.median():.1f}" + f" ({seconds.min():.1f} to {seconds.max():.1f})" * (len(seconds) > 1)
+
+
 # ---------------------------------------------------------------- where the time goes
 
 

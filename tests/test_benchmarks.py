@@ -4,6 +4,7 @@ import json
 import os
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -281,3 +282,8 @@ def test_smoothing_is_that_of_the_labels():
 def test_unknown_recipe():
     with pytest.raises(ValueError, match=r"^unknown recipe 'MNIST': choose from MNIST 99 %, "):
         recipes.plan(["MNIST"], 1)
+
+
+def test_seconds_of_one_run_and_of_several():
+    assert recipes.took(pd.Series([2.0])) == "2.0"
+    assert recipes.took(pd.Series([1250.0, 385.46, 1241.0])) == "1241.0 (385.5 to 1250.0)"
