@@ -45,7 +45,9 @@ class Data:
     """Three splits with their normalisation and augmentation.
 
     mean, std: per channel, of pixels in [0, 1]. crop_padding: augmentation shifts an image by up
-    to that many pixels (black borders) and, with flip, mirrors half of them; 0 and False for none.
+    to that many pixels and, with flip, mirrors half of them; 0 and False for none. reflect: what a
+    shift uncovers is the mirrored border, not black. alternate: mirror each image in every other
+    epoch (Jordan 2024, arXiv 2404.00498), so that two epochs show it both ways.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Data:
     std: tuple[float, ...]
     crop_padding: int = 0
     flip: bool = False
+    reflect: bool = False
+    alternate: bool = False
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, channels, H, W) -> float32 with about zero mean and unit deviation, channels last."""
@@ -65,27 +69,29 @@ class Data:
         std = torch.tensor(self.std, device=images.device).view(shape)
         return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, images: Tensor, generator: torch.Generator, mirror: Tensor | None = None) -> Tensor:
         """Random shift and mirror of each uint8 image; the random numbers come from the CPU
-        generator, so they are the same on every device."""
+        generator, so they are the same on every device. mirror: bool (B,), None to draw it."""
         B, _, H, W = images.shape
         if self.crop_padding:
             p = self.crop_padding
             dy, dx = torch.randint(0, 2 * p + 1, (2, B), generator=generator).to(images.device)
-            windows = F.pad(images, (p, p, p, p)).unfold(2, H, 1).unfold(3, W, 1)  # (B, channels, 2p+1, 2p+1, H, W)
+            padded = F.pad(images, (p, p, p, p), "reflect" if self.reflect else "constant")
+            windows = padded.unfold(2, H, 1).unfold(3, W, 1)  # (B, channels, 2p+1, 2p+1, H, W)
             images = windows[torch.arange(B, device=images.device), :, dy, dx]
         if self.flip:
-            mirror = (torch.rand(B, generator=generator) < 0.5).to(images.device)
-            images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+            mirror = torch.rand(B, generator=generator) < 0.5 if mirror is None else mirror
+            images = torch.where(mirror.to(images.device)[:, None, None, None], images.flip(-1), images)
         return images
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One shuffled, augmented pass over the training images; an incomplete last batch is left out."""
+    def epoch(self, batch_size: int, generator: torch.Generator, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pass of that number over the training images, shuffled, augmented; an incomplete last batch is left out."""
         batch_size = min(batch_size, len(self.train))
         order = torch.randperm(len(self.train), generator=generator).to(self.train.labels.device)
         for index in order[: len(order) // batch_size * batch_size].view(-1, batch_size):
             batch = self.train[index]
-            yield self.normalise(self.augment(batch.images, generator)), batch.labels
+            mirror = (index + number) % 2 == 0 if self.alternate else None
+            yield self.normalise(self.augment(batch.images, generator, mirror)), batch.labels
 
     def to(self, device) -> "Data":
         moved = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in self.splits().items()}

@@ -9,13 +9,13 @@ from lib.data import Data
 from lib.losses import Head
 
 
-def conv(channels_in: int, channels_out: int, pool: nn.Module | None = None) -> nn.Sequential:
-    """3x3 convolution, batch normalisation, ReLU; pooling comes first, so that the rest has less to do."""
+def conv(channels_in: int, channels_out: int, pool: nn.Module | None = None, smooth: bool = False) -> nn.Sequential:
+    """3x3 convolution, batch normalisation, ReLU (smooth: GELU); pooling first, so that the rest has less to do."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         pool or nn.Identity(),
         nn.BatchNorm2d(channels_out),
-        nn.ReLU(),
+        nn.GELU() if smooth else nn.ReLU(),
     )
 
 
@@ -40,14 +40,17 @@ class SmallNet(nn.Module):
 
 class AirNet(nn.Module):
     """The shape of cifar10-airbench94 (Jordan 2024, arXiv 2404.00498): a fixed 2x2 whitening
-    convolution, then three blocks of two 3x3 convolutions, pooled 31 -> 15 -> 7 -> 3 -> 1."""
+    convolution, then three blocks of two 3x3 convolutions, pooled 31 -> 15 -> 7 -> 3 -> 1.
 
-    def __init__(self, channels: int, embedding_dim: int, widths: tuple[int, ...] = (64, 256, 256)):
+    smooth: GELU in place of ReLU behind the 3x3 convolutions.
+    """
+
+    def __init__(self, channels: int, embedding_dim: int, widths: tuple = (64, 256, 256), smooth: bool = False):
         super().__init__()
         self.whiten = nn.Conv2d(channels, 8 * channels, 2)
         layers, width_in = [], 8 * channels
         for width in widths:
-            layers += [conv(width_in, width, nn.MaxPool2d(2)), conv(width, width)]
+            layers += [conv(width_in, width, nn.MaxPool2d(2), smooth), conv(width, width, smooth=smooth)]
             width_in = width
         self.body = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1))
         for layer in self.body.modules():
@@ -73,10 +76,13 @@ class AirNet(nn.Module):
         return self.embedding(self.body(self.whiten(images).relu()).flatten(1))
 
 
+NARROW = (32, 128, 128)  # a third of the time
 NETWORKS = {
     "SmallNet": SmallNet,
     "AirNet": AirNet,
-    "NarrowAirNet": functools.partial(AirNet, widths=(32, 128, 128)),  # a third of the time
+    "SmoothAirNet": functools.partial(AirNet, smooth=True),
+    "NarrowAirNet": functools.partial(AirNet, widths=NARROW),
+    "NarrowSmoothAirNet": functools.partial(AirNet, widths=NARROW, smooth=True),
 }
 
 

@@ -33,7 +33,8 @@ MAIN = {
 }
 # the fields of a Config that train.fit takes
 TRAINING = (
-    "epochs", "low_res_epochs", "batch_size", "lr", "muon_lr", "momentum", "weight_decay", "margin_warmup", "seed",
+    "epochs", "low_res_epochs", "batch_size", "lr", "muon_lr", "momentum", "weight_decay", "margin_warmup",
+    "linear_warmup", "seed",
 )  # fmt: skip
 
 
@@ -46,8 +47,8 @@ class Config:
     """Everything that decides the result of a run; equal configs are the same run.
 
     constants: the head's own constants, a dict or (name, value) pairs; empty for its defaults.
-    train_size: number of training images, 0 for all. crop_padding: as in ``data.Data``, None for the
-    data set's own. The other fields are those of ``train.fit``.
+    train_size: number of training images, 0 for all. crop_padding, reflect, alternate: as in ``data.Data``,
+    crop_padding None for the data set's own. The other fields are those of ``train.fit``.
     """
 
     data: str
@@ -65,6 +66,9 @@ class Config:
     margin_warmup: float = 1.0
     train_size: int = 0
     crop_padding: int | None = None
+    reflect: bool = False
+    alternate: bool = False
+    linear_warmup: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -100,23 +104,29 @@ def shrunk(config: Config) -> Config:
     """A run of seconds in the smoke profile, the same run elsewhere."""
     if not store.smoke():
         return config
-    network = "NarrowAirNet" if config.network == "AirNet" else config.network
+    network = "Narrow" + config.network if config.network in ("AirNet", "SmoothAirNet") else config.network
     return dataclasses.replace(config, network=network, epochs=1, low_res_epochs=0, train_size=512, batch_size=64)
 
 
 @functools.lru_cache(maxsize=2)
-def load(name: str, train_size: int = 0, crop_padding: int | None = None) -> datasets.Data:
+def load(name: str, train_size: int = 0, crop_padding: int | None = None, **augmentation: bool) -> datasets.Data:
     """The data of a run on the best device: cut to train_size training images, shifted by up to
-    crop_padding pixels in training."""
+    crop_padding pixels in training, and augmented further as ``data.Data`` says."""
     data = datasets.load(name, store.PROJECT / "data", train.best_device())
     if crop_padding is not None:
         data = dataclasses.replace(data, crop_padding=crop_padding)
+    data = dataclasses.replace(data, **augmentation)
     if train_size:
         size = min(train_size, len(data.train))
         data = dataclasses.replace(data, train=data.train[:size])
     if store.smoke():
         data = dataclasses.replace(data, val=data.val[:250], test=data.test[:250])
     return data
+
+
+def load_for(config: Config) -> datasets.Data:
+    """The data of a run, with its augmentation."""
+    return load(config.data, config.train_size, config.crop_padding, reflect=config.reflect, alternate=config.alternate)
 
 
 def fit(config: Config, data: datasets.Data, progress: bool = True) -> tuple[models.Classifier, dict]:
@@ -131,7 +141,7 @@ def fit(config: Config, data: datasets.Data, progress: bool = True) -> tuple[mod
 
 def execute(config: Config, progress: bool = True) -> tuple[models.Classifier, datasets.Data, dict]:
     """Train one run; returns (model, data, record). Nothing is written."""
-    data = load(config.data, config.train_size, config.crop_padding)
+    data = load_for(config)
     model, history = fit(config, data, progress)
     x = train.embed(model, data, data.test)
     with torch.no_grad():

@@ -63,6 +63,7 @@ def fit(
     margin_warmup: float = 1.0,
     low_res_epochs: int = 0,
     muon_lr: float = 0.0,
+    linear_warmup: float = 0.0,
     seed: int = 0,
     progress: bool = True,
     name: object = "",
@@ -71,7 +72,8 @@ def fit(
 
     margin_warmup: epochs over which the margins grow from zero. low_res_epochs: first epochs on
     images of 3/4 the side, at about half the cost. muon_lr: above 0, Muon trains the convolutions
-    with it. seed: order and augmentation.
+    with it. linear_warmup: above 0, the learning rates rise linearly over that share of the steps and then
+    fall linearly; at 0 both are half cosines, and the peak is at a quarter. seed: order and augmentation.
     The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
     best temperature, so comparable between heads), seconds (training, and Triplet's ``renew``; cumulative)
@@ -90,7 +92,8 @@ def fit(
             optimizer,
             max_lr=optimizer.param_groups[0]["lr"],
             total_steps=max(5, epochs * steps),  # its peak at a quarter needs that many
-            pct_start=0.25,
+            pct_start=linear_warmup or 0.25,
+            anneal_strategy="linear" if linear_warmup else "cos",
             cycle_momentum=False,
         )
         for optimizer in optimizers
@@ -103,7 +106,7 @@ def fit(
         start = time.perf_counter()
         total_loss, correct = torch.zeros(2, device=device)
         quality, count = torch.zeros(2, len(data.classes), device=device)
-        for step, (images, y) in enumerate(data.epoch(batch_size, generator)):
+        for step, (images, y) in enumerate(data.epoch(batch_size, generator, epoch)):
             model.head.w = min(1.0, (epoch + step / steps) / margin_warmup) if margin_warmup else 1.0
             if epoch < low_res_epochs:
                 images = F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)

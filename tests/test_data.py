@@ -144,16 +144,16 @@ def toy(N=40, channels=3, size=6, **augmentation):
 
 @pytest.mark.parametrize("crop_padding", [0, 1, 4])
 @pytest.mark.parametrize("flip", [False, True])
-def test_augment_like_a_naive_loop(crop_padding, flip):
-    d = toy(crop_padding=crop_padding, flip=flip)
+@pytest.mark.parametrize("reflect", [False, True])
+def test_augment_like_a_naive_loop(crop_padding, flip, reflect):
+    d = toy(crop_padding=crop_padding, flip=flip, reflect=reflect)
     B, p, size = 40, crop_padding, 6
     draws = generator(3)
     shifts = torch.randint(0, 2 * p + 1, (2, B), generator=draws) if p else torch.zeros(2, B, dtype=torch.int64)
     mirrored = torch.rand(B, generator=draws) < 0.5 if flip else torch.zeros(B)
     expected = []
     for image, dy, dx, mirror in zip(d.train.images, *shifts, mirrored, strict=True):
-        padded = torch.zeros(3, size + 2 * p, size + 2 * p, dtype=torch.uint8)
-        padded[:, p : p + size, p : p + size] = image
+        padded = torch.from_numpy(np.pad(image, ((0, 0), (p, p), (p, p)), "reflect" if reflect else "constant"))
         crop = padded[:, dy : dy + size, dx : dx + size]
         expected.append(crop.flip(-1) if mirror else crop)
     augmented = d.augment(d.train.images, generator(3))
@@ -181,6 +181,18 @@ def test_epoch_covers_each_image_at_most_once(batch_size, batches):
     assert len(labels.unique()) == len(labels)
     for x, y in epoch:
         torch.testing.assert_close(x, d.train.images[y].float())
+
+
+def test_alternating_shows_every_image_both_ways():
+    d, draws = toy(flip=True, alternate=True), generator()
+
+    def mirrored(number):
+        x, y = next(d.epoch(40, draws, number))
+        flipped = d.train.images[y].flip(-1).float()
+        return {label.item(): a.equal(b) for label, a, b in zip(y, x.round(), flipped, strict=True)}
+
+    first, second, third = map(mirrored, range(3))
+    assert first == {label: not second[label] for label in second} == third and sum(first.values()) == 20
 
 
 def test_epochs_differ_and_a_seed_repeats_them():

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lib import data, losses, metrics, models, study, train
 
@@ -138,6 +139,27 @@ def test_margin_warmup_sets_w(digits, monkeypatch, warmup, expected):
     assert seen == pytest.approx(expected)  # three steps in each of two epochs
 
 
+def test_linear_warmup_by_hand(digits, monkeypatch):
+    rates, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: rates.append(o.param_groups[0]["lr"]) or step(o, *a))
+    part = dataclasses.replace(digits, train=digits.train[: 64 * 11])
+    fit(build(digits), part, epochs=1, batch_size=64, lr=1.0, linear_warmup=3 / 11)
+    # from a 25th up to 1 in two steps, and down to almost nothing in eight
+    assert rates == pytest.approx([0.04, 0.52, *(1 - k / 8 for k in range(9))], abs=1e-5)
+
+
+def test_every_epoch_has_its_number(digits):
+    numbers = []
+
+    class Counted(data.Data):
+        def epoch(self, batch_size, generator, number=0):
+            numbers.append(number)
+            return super().epoch(batch_size, generator, number)
+
+    fit(build(digits), Counted(**{**digits.__dict__, "train": digits.train[:64]}), epochs=3)
+    assert numbers == [0, 1, 2]
+
+
 @pytest.mark.parametrize("epochs", range(1, 6))
 def test_any_number_of_steps(digits, epochs):
     history = fit(build(digits), dataclasses.replace(digits, train=digits.train[:100]), epochs=epochs)
@@ -263,7 +285,7 @@ def test_one_seed_gives_every_head_the_same_network(digits):
 
 
 @pytest.mark.parametrize("d", [2, 3, 128])
-@pytest.mark.parametrize("network, size", [("SmallNet", 8), ("SmallNet", 28), ("AirNet", 24), ("AirNet", 32)])
+@pytest.mark.parametrize("network, size", [("SmallNet", 8), ("SmallNet", 28), ("AirNet", 24), ("SmoothAirNet", 32)])
 def test_embedding_sizes(network, size, d):
     images = torch.randn(4, 3, size, size)
     net = models.NETWORKS[network](3, d)
@@ -271,6 +293,12 @@ def test_embedding_sizes(network, size, d):
     assert x.shape == (4, d) and (x < 0).any() and (x > 0).any()  # no ReLU behind it
     logits = models.Classifier(net, losses.ArcFace(10, d))(images)
     assert logits.shape == (4, 10)
+
+
+def test_a_smooth_network_has_no_relu_in_its_blocks():
+    count = {name: [type(m) for m in models.NETWORKS[name](3, 2).modules()].count for name in models.NETWORKS}
+    assert [count["AirNet"](nn.ReLU), count["AirNet"](nn.GELU)] == [6, 0]
+    assert [count["SmoothAirNet"](nn.ReLU), count["SmoothAirNet"](nn.GELU)] == [0, 6]
 
 
 def test_classifier_holds_network_and_head():
