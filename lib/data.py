@@ -47,7 +47,7 @@ class Data:
     mean, std: per channel, of pixels in [0, 1]. crop_padding: augmentation shifts an image by up
     to that many pixels and, with flip, mirrors half of them; 0 and False for none. reflect: what a
     shift uncovers is the mirrored border, not black. alternate: mirror each image in every other
-    epoch (Jordan 2024, arXiv 2404.00498), so that two epochs show it both ways.
+    epoch (Jordan 2024, arXiv 2404.00498), so that two epochs show it both ways. shifted_views: see ``views``.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Data:
     flip: bool = False
     reflect: bool = False
     alternate: bool = False
+    shifted_views: bool = False
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, channels, H, W) -> float32 with about zero mean and unit deviation, channels last."""
@@ -83,6 +84,16 @@ class Data:
             mirror = torch.rand(B, generator=generator) < 0.5 if mirror is None else mirror
             images = torch.where(mirror.to(images.device)[:, None, None, None], images.flip(-1), images)
         return images
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """What evaluation looks at, normalised: uint8 images (B, channels, H, W), with shifted_views also one pixel
+        to the lower right and the upper left of them, and where training mirrors, the mirror image of each."""
+        views = [images]
+        if self.shifted_views:
+            padded = F.pad(images, (1, 1, 1, 1), "reflect")
+            views += [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+        views = [self.normalise(view) for view in views]
+        return views + [view.flip(-1) for view in views if self.flip]
 
     def epoch(self, batch_size: int, generator: torch.Generator, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Pass of that number over the training images, shuffled, augmented; an incomplete last batch is left out."""

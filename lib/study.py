@@ -47,8 +47,8 @@ class Config:
     """Everything that decides the result of a run; equal configs are the same run.
 
     constants: the head's own constants, a dict or (name, value) pairs; empty for its defaults.
-    train_size: number of training images, 0 for all. crop_padding, reflect, alternate: as in ``data.Data``,
-    crop_padding None for the data set's own. The other fields are those of ``train.fit``.
+    train_size: number of training images, 0 for all. crop_padding, reflect, alternate, shifted_views: as in
+    ``data.Data``, crop_padding None for the data set's own. The other fields are those of ``train.fit``.
     """
 
     data: str
@@ -68,6 +68,7 @@ class Config:
     crop_padding: int | None = None
     reflect: bool = False
     alternate: bool = False
+    shifted_views: bool = False
     linear_warmup: float = 0.0
     seed: int = 0
 
@@ -126,7 +127,8 @@ def load(name: str, train_size: int = 0, crop_padding: int | None = None, **augm
 
 def load_for(config: Config) -> datasets.Data:
     """The data of a run, with its augmentation."""
-    return load(config.data, config.train_size, config.crop_padding, reflect=config.reflect, alternate=config.alternate)
+    augmentation = {field: getattr(config, field) for field in ("reflect", "alternate", "shifted_views")}
+    return load(config.data, config.train_size, config.crop_padding, **augmentation)
 
 
 def fit(config: Config, data: datasets.Data, progress: bool = True) -> tuple[models.Classifier, dict]:

@@ -199,16 +199,15 @@ def _matrix(tensor: Tensor, kernel: Tensor) -> Tensor:
 def embed(model: Classifier, data: Data, split: Split, batch_size: int = 1000) -> Tensor:
     """Embeddings (N, d) of a split, in evaluation mode, float32 on the CPU.
 
-    Where training mirrors images, an embedding is the mean over the image and its mirror image,
-    as is usual in face recognition.
+    An embedding is the mean over the views of ``Data.views``: where training mirrors images, over the
+    image and its mirror image, as is usual in face recognition.
     """
     model.eval()
     parts = []
     with autocast(data.train.labels.device):
         for images in split.images.split(batch_size):
-            images = data.normalise(images)
-            x = model.network(images).float()
-            parts.append((x + model.network(images.flip(-1)).float()) / 2 if data.flip else x)
+            views = data.views(images)
+            parts.append(sum(model.network(view).float() for view in views) / len(views))
     return torch.cat(parts).cpu()
 
 

@@ -265,6 +265,16 @@ def test_mirrored_data_is_embedded_with_its_mirror_image(digits):
     assert not torch.allclose(x, x_mirror, atol=0.05)
 
 
+def test_shifted_views_join_the_mean(digits):
+    model, shifted = build(digits), dataclasses.replace(digits, shifted_views=True)
+    lower, upper = (np.pad(digits.test.images, ((0, 0), (0, 0), pad, pad), "reflect") for pad in ((1, 0), (0, 1)))
+    views = digits.test.images, torch.from_numpy(lower[:, :, :8, :8]), torch.from_numpy(upper[:, :, 1:, 1:])
+    x = [train.embed(model, digits, data.Split(view, digits.test.labels)) for view in views]
+    torch.testing.assert_close(train.embed(model, shifted, digits.test), sum(x) / 3)
+    assert len(shifted.views(views[0])) == 3 and not any(torch.allclose(x[0], other, atol=0.05) for other in x[1:])
+    assert len(dataclasses.replace(shifted, flip=True).views(views[0])) == 6
+
+
 @pytest.mark.parametrize("head", losses.heads())
 def test_predict_is_label_free(digits, head):
     model = build(digits, head)
