@@ -31,7 +31,8 @@ AIRBENCH = {
 RECIPES = {
     "MNIST 99 %": study.recipe("mnist", "ArcFace", epochs=1, train_size=35_000, batch_size=256, margin_warmup=0.5),
     "CIFAR-10 90 %": study.recipe("cifar10", "ArcFace", epochs=5),
-    "CIFAR-10 94 %": study.recipe("cifar10", "ArcFace", epochs=15, **AIRBENCH),
+    "CIFAR-10 94 %": study.recipe("cifar10", "ArcFace", epochs=15, val_size=1000, **AIRBENCH),
+    "CIFAR-10 in fifteen epochs": study.recipe("cifar10", "ArcFace", epochs=15, **AIRBENCH),
     "CIFAR-10 in twelve epochs": study.recipe("cifar10", "ArcFace", epochs=12),
     "CIFAR-10 at half width": study.recipe(
         "cifar10", "ArcFace", epochs=4, **AIRBENCH | {"network": "NarrowSmoothAirNet"}

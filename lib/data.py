@@ -195,5 +195,6 @@ def split_all(name: str, everything: Split, classes: list[str], **augmentation) 
 
 def holdout(split: Split, size: int) -> tuple[Split, Split]:
     """(rest, held out): a stratified part of that size, the same on every machine and in every run."""
-    rest, held = train_test_split(range(len(split)), test_size=size, stratify=split.labels.numpy(), random_state=0)
+    labels = split.labels.cpu().numpy()
+    rest, held = train_test_split(range(len(split)), test_size=size, stratify=labels, random_state=0)
     return split[sorted(rest)], split[sorted(held)]

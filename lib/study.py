@@ -47,8 +47,9 @@ class Config:
     """Everything that decides the result of a run; equal configs are the same run.
 
     constants: the head's own constants, a dict or (name, value) pairs; empty for its defaults.
-    train_size: number of training images, 0 for all. crop_padding, reflect, alternate, shifted_views: as in
-    ``data.Data``, crop_padding None for the data set's own. The other fields are those of ``train.fit``.
+    train_size: number of training images, 0 for all. val_size: number of validation images, 0 for all; the others
+    are trained on. crop_padding, reflect, alternate, shifted_views: as in ``data.Data``, crop_padding None for the
+    data set's own. The other fields are those of ``train.fit``.
     """
 
     data: str
@@ -70,6 +71,7 @@ class Config:
     alternate: bool = False
     shifted_views: bool = False
     linear_warmup: float = 0.0
+    val_size: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -110,13 +112,19 @@ def shrunk(config: Config) -> Config:
 
 
 @functools.lru_cache(maxsize=2)
-def load(name: str, train_size: int = 0, crop_padding: int | None = None, **augmentation: bool) -> datasets.Data:
-    """The data of a run on the best device: cut to train_size training images, shifted by up to
-    crop_padding pixels in training, and augmented further as ``data.Data`` says."""
+def load(
+    name: str, train_size: int = 0, crop_padding: int | None = None, val_size: int = 0, **augmentation: bool
+) -> datasets.Data:
+    """The data of a run on the best device: all but val_size validation images trained on, cut to train_size training
+    images, shifted by up to crop_padding pixels in training, and augmented further as ``data.Data`` says."""
     data = datasets.load(name, store.PROJECT / "data", train.best_device())
     if crop_padding is not None:
         data = dataclasses.replace(data, crop_padding=crop_padding)
     data = dataclasses.replace(data, **augmentation)
+    if 0 < val_size < len(data.val):
+        more, val = datasets.holdout(data.val, val_size)
+        images, labels = (torch.cat([getattr(part, k) for part in (data.train, more)]) for k in ("images", "labels"))
+        data = dataclasses.replace(data, train=datasets.Split(images, labels), val=val)
     if train_size:
         size = min(train_size, len(data.train))
         data = dataclasses.replace(data, train=data.train[:size])
@@ -128,7 +136,7 @@ def load(name: str, train_size: int = 0, crop_padding: int | None = None, **augm
 def load_for(config: Config) -> datasets.Data:
     """The data of a run, with its augmentation."""
     augmentation = {field: getattr(config, field) for field in ("reflect", "alternate", "shifted_views")}
-    return load(config.data, config.train_size, config.crop_padding, **augmentation)
+    return load(config.data, config.train_size, config.crop_padding, config.val_size, **augmentation)
 
 
 def fit(config: Config, data: datasets.Data, progress: bool = True) -> tuple[models.Classifier, dict]:

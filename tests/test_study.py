@@ -154,6 +154,19 @@ def test_small_data_needs_no_recipe(project):
     assert [p.name.split("_")[0] for p in (project / "results/embeddings").iterdir()] == ["photos@16"]
 
 
+def test_validation_images_that_are_not_held_out_are_trained_on():
+    usual, fuller = study.load("digits"), study.load_for(tiny(train_size=0, val_size=50))
+    assert len(fuller.val) == 50 and set(fuller.val.labels.bincount().tolist()) == {5}  # stratified
+    assert len(fuller.train) == len(usual.train) + len(usual.val) - 50
+    assert torch.equal(fuller.test.images, usual.test.images)
+
+    def images(*parts):
+        return sorted(tuple(image.flatten().tolist()) for part in parts for image in part.images)
+
+    assert images(fuller.train, fuller.val) == images(usual.train, usual.val)
+    assert len(study.load("digits", val_size=10**6).val) == len(usual.val)
+
+
 # ---------------------------------------------------------------- records
 
 
