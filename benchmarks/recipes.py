@@ -70,9 +70,12 @@ CHANGES = {
         "mirrored at random": {"alternate": False},
         "cosine schedule": {"linear_warmup": 0.0},
         "two views in evaluation": {"shifted_views": False},
+        "label smoothing of 0.2": "sharp labels",
+        "biases four times as fast": "slow biases",
+        "Muon half as fast again": {"muon_lr": 0.18},
     },
 }
-_load = study.load
+_load, _optimizers = study.load, train._optimizers
 
 
 def _unmirrored(*args, **options):
@@ -81,6 +84,12 @@ def _unmirrored(*args, **options):
 
 def _smoothed(head, x, y):
     return F.cross_entropy(head(x, y), y, label_smoothing=0.2)
+
+
+def _fast_biases(*args):
+    optimizers, kernels = _optimizers(*args)
+    optimizers[0].param_groups[1]["lr"] *= 4  # what has one dimension: biases, and the scales of normalisation
+    return optimizers, kernels
 
 
 @contextlib.contextmanager
@@ -97,6 +106,7 @@ PARTS = {
     "whitening": lambda: mock.patch.object(models.AirNet, "prepare"),
     "identity": lambda: mock.patch.object(nn.init, "dirac_"),
     "sharp labels": lambda: mock.patch.object(losses.ArcFace, "loss", _smoothed),
+    "slow biases": lambda: mock.patch.object(train, "_optimizers", _fast_biases),
     "memory": lambda: mock.patch.object(train, "reuse_memory"),
 }
 

@@ -90,7 +90,7 @@ def fit(
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=optimizer.param_groups[0]["lr"],
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=max(5, epochs * steps),  # its peak at a quarter needs that many
             pct_start=linear_warmup or 0.25,
             anneal_strategy="linear" if linear_warmup else "cos",

@@ -241,6 +241,7 @@ def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
             "identity": (kernel[:3].count_nonzero() == 3).item(),
             "memory": not isinstance(train.reuse_memory, mock.Mock),
             "sharp labels": losses.ArcFace.loss is losses.Head.loss,
+            "slow biases": train._optimizers is recipes._optimizers,
         }
 
     usual = state()
@@ -259,6 +260,21 @@ def test_smoothing_is_that_of_the_labels():
     soft = torch.full((5, 3), 0.2 / 3).scatter(1, y[:, None], 0.8 + 0.2 / 3)
     with recipes.PARTS["sharp labels"]():
         torch.testing.assert_close(head.loss(x, y), -(soft * head(x, y).log_softmax(1)).sum(1).mean())
+
+
+def test_biases_four_times_as_fast(digits, monkeypatch):
+    model, paths, step = models.Classifier(models.SmallNet(1, 8), losses.ArcFace(10, 8)), [], torch.optim.SGD.step
+
+    def spy(optimizer, *args, **options):
+        paths.append([(group["lr"], {p.ndim for p in group["params"]}) for group in optimizer.param_groups])
+        return step(optimizer, *args, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    with recipes.PARTS["slow biases"]():
+        train.fit(model, digits, epochs=1, batch_size=128, lr=0.01, progress=False)
+    assert len(paths) > 5
+    for (weights, matrices), (biases, vectors) in paths:
+        assert biases == pytest.approx(4 * weights) and min(matrices) > 1 and vectors == {1}
 
 
 def test_unknown_recipe():
