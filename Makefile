@@ -16,9 +16,11 @@ endif
 
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 STAMPS := $(NOTEBOOKS:notebooks/%.ipynb=$(BUILD)/%.done)
-INPUTS := $(wildcard lib/*.py lib/*.mplstyle benchmarks/*.py results/claims_source.csv $(OUT)results/*.jsonl)
+# what the notebooks show comes from here; what builds the PDF makes no notebook stale
+INPUTS := $(wildcard lib/*.py lib/heads/*.py lib/*.mplstyle studies/*.py benchmarks/*.py results/claims_source.csv \
+  $(OUT)results/*.jsonl)
 PDF := $(OUT)report/report.pdf
-LAYOUT := report/metadata.yml report/references.bib lib/report.typ lib/crossref.lua
+LAYOUT := report/metadata.yml report/references.bib $(wildcard report/*.py report/layout/*)
 
 export LASTNAME FIRSTNAME ID REPO
 export RUN_LOG := $(CURDIR)/$(BUILD)/runs.log
@@ -39,33 +41,34 @@ help: ## list the targets
 report: .venv/.installed ## data, notebooks, figures and report/report.pdf: whatever is out of date
 	@mkdir -p $(BUILD) && rm -f "$$RUN_LOG" && touch $(BUILD)/started
 	@$(MAKE) -s --no-print-directory $(PDF)
-	@$(PY) -m lib.commands summary $(BUILD)/started "$$RUN_LOG"
+	@$(PY) -m report summary $(BUILD)/started "$$RUN_LOG"
 
-test: .venv/.installed ## style and tests; nothing is downloaded
+test: .venv/.installed ## style, types and tests; nothing is downloaded
 	@$(PY) -m ruff check .
+	@$(PY) -m mypy
 	@$(PY) -m pytest -n auto --maxprocesses=4
 
 lab: .venv/.installed ## open JupyterLab
 	@$(PY) -m jupyter lab
 
 submission: .venv/.installed ## LASTNAME=… FIRSTNAME=… ID=…: the zip to hand in
-	@$(PY) -m lib.commands check_name "$$LASTNAME" "$$FIRSTNAME" "$$ID"
+	@$(PY) -m report check_name "$$LASTNAME" "$$FIRSTNAME" "$$ID"
 	@$(MAKE) --no-print-directory report
-	@$(PY) -m lib.commands submission "$$LASTNAME" "$$FIRSTNAME" "$$ID"
+	@$(PY) -m report submission "$$LASTNAME" "$$FIRSTNAME" "$$ID"
 
 colab: .venv/.installed ## REPO=owner/name: write the repository's address and the Colab badges
-	@$(PY) -m lib.colab "$$REPO"
+	@$(PY) -m report colab "$$REPO"
 
 study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time FULL=1 on a GPU
-	@$(PY) -m lib.missing $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)
+	@$(PY) -m studies $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)
 
 bench: data/.ready ## measure the heads' time and memory, the images per second, and runs at once
-	@$(PY) -m benchmarks.heads
+	@$(PY) -m benchmarks.head_costs
 	@$(PY) -m benchmarks.throughput
 	@$(PY) -m benchmarks.together
 
 clean: ## remove stamps, the smoke profile's files and caches
-	rm -rf .build .smoke .pytest_cache .ruff_cache .hypothesis lib/__pycache__ tests/__pycache__ benchmarks/__pycache__
+	rm -rf .build .smoke .pytest_cache .ruff_cache .hypothesis $(wildcard */__pycache__ */*/__pycache__)
 
 .venv/.installed: results/requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -76,20 +79,20 @@ clean: ## remove stamps, the smoke profile's files and caches
 	@touch $@
 
 data/.ready: | .venv/.installed
-	@$(PY) -m lib.commands data
+	@$(PY) -m studies data
 	@touch $@
 
 # executing in place makes the notebook newer than its inputs, and the stamp newer than the notebook
 $(BUILD)/%.done: notebooks/%.ipynb $(INPUTS) $(if $(RETRAIN),FORCE) | data/.ready
 	@mkdir -p $(BUILD)
-	@$(PY) -m lib.commands execute $<
+	@$(PY) -m report execute $<
 	@touch $@
 
 # a notebook's new records are no reason to execute those before it again
 $(BUILD)/report.done: report/report.ipynb $(STAMPS) $(INPUTS)
 	@touch $(STAMPS)
-	@$(PY) -m lib.commands execute $<
+	@$(PY) -m report execute $<
 	@touch $@
 
 $(PDF): $(BUILD)/report.done $(LAYOUT) $(INPUTS) $(wildcard $(OUT)figures/*.png)
-	@$(PY) -m lib.commands report
+	@$(PY) -m report pdf

@@ -1,10 +1,11 @@
 """Short measurements of speed and memory. `make bench` takes them; each leaves one line in results/benchmarks.jsonl."""
 
+import argparse
 import contextlib
 import json
 import multiprocessing
-import os
 import re
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import store, train
+from lib import device as devices
+from lib import paths
+from studies import records
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's messages say nothing about the measurement
 KINDS = {  # of operations, by their names
     "convolutions": "conv",
     "batch normalisation": "batch_norm",
@@ -30,6 +32,11 @@ KINDS = {  # of operations, by their names
 }
 
 
+def scaled(full, small):
+    """The size of a measurement: the small one in the smoke profile."""
+    return small if paths.smoke() else full
+
+
 def spread(values) -> dict[str, float]:
     """Median, quartiles and number of repeated measurements."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
@@ -38,17 +45,19 @@ def spread(values) -> dict[str, float]:
 
 def keep(name: str, rows: list[dict], device: torch.device, **versions: str) -> None:
     """Record one measurement, and print its rows."""
-    record = {"benchmark": name, "rows": rows, **store.environment(device)}
+    record = {"benchmark": name, "rows": rows, **records.environment(device)}
     record["versions"].update(versions)
-    store.append(store.folder("results") / "benchmarks.jsonl", store.rounded(record))
+    path = paths.folder("results") / "benchmarks.jsonl"
+    records.check_writable(path)
+    records.append(path, records.rounded(record))
     print(f"\n{name}: {record['device']}, torch {torch.__version__}\n")
     print(pd.json_normalize(rows).to_string(index=False, float_format="{:.3g}".format), flush=True)
 
 
-def recorded(name: str, *each: str) -> pd.DataFrame:
+def measured(name: str, *each: str) -> pd.DataFrame:
     """The rows of the newest measurement on each device, and for each value of further columns. Raises
     ValueError if there is none."""
-    path = store.folder("results") / "benchmarks.jsonl"
+    path = paths.folder("results") / "benchmarks.jsonl"
     frames = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
@@ -80,6 +89,15 @@ def in_turns(ways: dict[str, tuple], rounds: int) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in ways}
 
 
+def command(measure, description: str) -> None:
+    """A benchmark without options: --help, and errors of one line each."""
+    argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    try:
+        measure()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 _turn = None  # in a process of ``in_turns``, its function
 
 
@@ -98,10 +116,10 @@ def profile(step, device: torch.device) -> tuple[int, dict[str, float]]:
     with FlopCounterMode(display=False) as counter:
         step()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with torch.profiler.profile(activities=activities) as measured:
+    with torch.profiler.profile(activities=activities) as profiled:
         step()
     seconds = dict.fromkeys([*KINDS, "rest"], 0.0)
-    for event in measured.key_averages():
+    for event in profiled.key_averages():
         if event.device_type != torch.autograd.DeviceType.CPU:
             continue  # a kernel's time stands under the operation that started it
         spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
@@ -113,7 +131,7 @@ def profile(step, device: torch.device) -> tuple[int, dict[str, float]]:
 def product_rate(device: torch.device) -> float:
     """Operations per second of a product of square matrices in the dtype of training; the best of ten."""
     size = 8192 if device.type == "cuda" else 2048  # a GPU needs longer for it than for starting it
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if train.has_bf16(device) else torch.float32)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if devices.has_bf16(device) else torch.float32)
     best = float("inf")
     for _ in range(10):
         start = time.perf_counter()

@@ -6,6 +6,7 @@ Each rank has its own part of the classes and its own part of the batch, and the
 by DistributedDataParallel. Rank 0 prints the largest deviations from one process with everything.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # torchrun starts from this folder
-from lib import losses, scale
+from lib import losses
+from lib.heads import many_classes
 
 C, D, B = 1001, 16, 24
 
@@ -31,12 +33,12 @@ def main() -> None:
     whole_head.load_state_dict(head.state_dict())
     images, y = torch.randn(B, 8), torch.randint(C, (B,))
 
-    scale.shard(head, mesh)
+    many_classes.shard(head, mesh)
     network = nn.parallel.DistributedDataParallel(network)
     own = network(images.chunk(mesh.size())[mesh.get_local_rank()])
     # every rank needs all embeddings; Partial adds up their gradients, of which DistributedDataParallel takes the mean
     x = DTensor.from_local(own, mesh, [Shard(0)]).full_tensor(grad_placements=[Partial()])
-    loss = scale.cross_entropy(head, x, y, block=100)
+    loss = many_classes.cross_entropy(head, x, y, block=100)
     loss.backward()
 
     expected = F.cross_entropy(whole_head(whole(images), y), y)
@@ -55,6 +57,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     dist.init_process_group("gloo")
     main()
     dist.destroy_process_group()

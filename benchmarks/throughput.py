@@ -7,7 +7,7 @@ and that of the study's recipe. The usual way: torchvision data set and transfor
 workers, pytorch-metric-learning's ArcFaceLoss, fp32. This project's: ``train.fit`` with its statistics,
 so images as tensors, augmented in batch, ``losses.ArcFace``, bf16, channels last; and pooling before
 ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch, each in a
-process of its own, for ``train.fit`` changes how a process handles its memory. What a step of this
+process of its own, for ours changes how a process handles its memory. What a step of this
 project's costs is recorded beside it.
 """
 
@@ -24,8 +24,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from benchmarks import in_turns, keep, product_rate, profile, spread
-from lib import losses, models, store, study, train
+from benchmarks import command, in_turns, keep, product_rate, profile, scaled, spread
+from lib import losses, models, paths, train
+from lib.device import best_device, reuse_memory
+from studies import runs
 
 PEER = "pytorch-metric-learning"
 USUAL, OURS = "usual", "this project"
@@ -52,7 +54,7 @@ def dataset(name: str, data) -> torch.utils.data.Dataset:
     flip = [transforms.RandomHorizontalFlip()] if data.flip else []
     steps = [*crop, *flip, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
-    return kind(store.PROJECT / "data", train=True, transform=transforms.Compose(steps))
+    return kind(paths.PROJECT / "data", train=True, transform=transforms.Compose(steps))
 
 
 def usual(name: str, data, batch: int, size: int, device: torch.device):
@@ -83,6 +85,8 @@ def usual(name: str, data, batch: int, size: int, device: torch.device):
 
 def ours(name: str, data, batch: int, size: int, device: torch.device):
     """The same with this project's code."""
+    if device.type == "cpu":
+        reuse_memory()
     model = models.Classifier(network(*SHAPES[name], pool_first=True), losses.ArcFace(len(data.classes), D))
     part = dataclasses.replace(data, train=data.train[:size], val=data.val[:batch])
 
@@ -97,7 +101,7 @@ WAYS = {USUAL: usual, OURS: ours}
 
 def prepare(way: str, name: str, batch: int, size: int):
     """A function that trains one epoch in this way and returns its seconds."""
-    return WAYS[way](name, study.load(name), batch, size, train.best_device())
+    return WAYS[way](name, runs.load(name), batch, size, best_device())
 
 
 def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
@@ -105,7 +109,7 @@ def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
     trained = size // batch * batch  # without an incomplete last batch
     taken = in_turns({way: (prepare, way, name, batch, size) for way in WAYS}, rounds)
     rates = {way: trained / np.array(seconds) for way, seconds in taken.items()}
-    flop, share = profile(prepare(OURS, name, batch, size), train.best_device())
+    flop, share = profile(prepare(OURS, name, batch, size), best_device())
     rows = [
         {
             "data": NAMES[name], "batch": batch, "method": way, "images_per_second": spread(rates[way]),
@@ -113,19 +117,19 @@ def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
         }
         for way in WAYS
     ]  # fmt: skip
-    rows[-1] |= {"flop_per_image": flop / trained, "flop_per_second": product_rate(train.best_device()), "share": share}
+    rows[-1] |= {"flop_per_image": flop / trained, "flop_per_second": product_rate(best_device()), "share": share}
     return rows
 
 
 def main() -> None:
     rows = []
-    cases = [(name, batch) for name in SHAPES for batch in (64, study.RECIPES[name]["batch_size"])]
-    for name, batch in cases[::2] if store.smoke() else cases:
-        rows += measure(name, batch, batch if store.smoke() else SIZES[name], 2 if store.smoke() else ROUNDS)
-    keep("throughput", rows, train.best_device(), **{PEER: version(PEER)})
+    cases = [(name, batch) for name in SHAPES for batch in (64, runs.RECIPES[name]["batch_size"])]
+    for name, batch in scaled(cases, cases[::2]):
+        rows += measure(name, batch, scaled(SIZES[name], batch), scaled(ROUNDS, 2))
+    keep("throughput", rows, best_device(), **{PEER: version(PEER)})
 
 
 if __name__ == "__main__":
     from benchmarks.throughput import main  # under its own name, so that other processes can unpickle its functions
 
-    main()
+    command(main, __doc__)

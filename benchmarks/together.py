@@ -15,15 +15,17 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import torch
 
-from benchmarks import keep, spread
-from lib import store, study, train
+from benchmarks import command, keep, scaled, spread
+from lib.device import best_device
+from studies import runs as study_runs
+from studies import smoke
 
 RUNS, ROUNDS = 8, 3
 
 
 def run(seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    study.execute(study.shrunk(study.recipe("mnist", "ArcFace", seed, epochs=1)), progress=False)
+    study_runs.execute(smoke.shrink(study_runs.recipe("mnist", "ArcFace", seed, epochs=1)))
 
 
 def seconds(pool: ProcessPoolExecutor, jobs: int, runs: int) -> float:
@@ -34,9 +36,9 @@ def seconds(pool: ProcessPoolExecutor, jobs: int, runs: int) -> float:
 
 
 def main() -> None:
-    device = train.best_device()
+    device = best_device()
     most = RUNS if device.type == "cuda" else min(RUNS, os.cpu_count() or 4)
-    ways, runs, rounds = ((1, 2), 2, 1) if store.smoke() else (sorted({1, 2, 4, most}), RUNS, ROUNDS)
+    ways, runs, rounds = scaled((sorted({1, 2, 4, most}), RUNS, ROUNDS), ((1, 2), 2, 1))
     taken = {jobs: [] for jobs in ways}
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
@@ -56,4 +58,4 @@ def main() -> None:
 if __name__ == "__main__":
     from benchmarks.together import main  # under its own name, so that other processes can unpickle its functions
 
-    main()
+    command(main, __doc__)

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,32 +60,9 @@ def angles(x: Tensor, y: Tensor) -> dict[str, float]:
 def recall_at_1(x: Tensor, y: Tensor, chunk: int = 1000) -> float:
     """Share of embeddings x (N, d) whose nearest other one, by cosine, has the same label y (N,)."""
     x = F.normalize(x.float())
-    found = 0
+    found = 0.0
     for start in range(0, len(x), chunk):
         cos = x[start : start + chunk] @ x.T  # (chunk, N)
         cos.diagonal(start).fill_(-torch.inf)  # not its own neighbour
         found += (y[cos.argmax(1)] == y[start : start + chunk]).sum().item()
     return found / len(x)
-
-
-def evaluate(logits: Tensor, y: Tensor, x: Tensor, val_logits: Tensor, val_y: Tensor) -> dict:
-    """All test metrics of one run from its label-free test logits (N, C), labels and embeddings.
-
-    The temperature behind test_loss and ece is fitted on validation logits.
-    """
-    t = temperature(val_logits, val_y)
-    predicted = logits.argmax(1)
-    precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, average="macro", zero_division=0)
-    return {
-        "test_accuracy": accuracy(logits, y),
-        "val_accuracy": accuracy(val_logits, val_y),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "test_loss": cross_entropy(logits, y, t),
-        "ece": calibration_error(logits / t, y),
-        "temperature": t,
-        **angles(x, y),
-        "recall_at_1": recall_at_1(x, y),
-        "confusion": confusion_matrix(y, predicted, labels=range(logits.shape[1])).tolist(),
-    }

@@ -1,11 +1,11 @@
 """Networks that map images to embeddings, and the module that joins one with a head."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from lib.data import Data
 from lib.losses import Head
 
 
@@ -76,13 +76,12 @@ class AirNet(nn.Module):
         return self.embedding(self.body(self.whiten(images).relu()).flatten(1))
 
 
-NARROW = (32, 128, 128)  # a third of the time
-NETWORKS = {
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "SmallNet": SmallNet,
     "AirNet": AirNet,
     "SmoothAirNet": functools.partial(AirNet, smooth=True),
-    "NarrowAirNet": functools.partial(AirNet, widths=NARROW),
-    "NarrowSmoothAirNet": functools.partial(AirNet, widths=NARROW, smooth=True),
+    "NarrowAirNet": functools.partial(AirNet, widths=(32, 128, 128)),  # a third of the time
+    "NarrowSmoothAirNet": functools.partial(AirNet, widths=(32, 128, 128), smooth=True),
 }
 
 
@@ -93,16 +92,19 @@ class Classifier(nn.Module):
         super().__init__()
         self.network, self.head = network, head
 
-    def forward(self, images: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images (B, channels, H, W) -> logits (B, C); the margin is applied only where y (B,) is given."""
-        return self.head(self.network(images), y)
+    def forward(self, images: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, channels, H, W) -> label-free logits (B, C); with labels y (B,) the training loss, with its
+        margin, and the embeddings (B, d)."""
+        x = self.network(images)
+        return self.head(x) if y is None else (self.head.loss(x, y), x)
 
 
-def network(name: str, data: Data, embedding_dim: int) -> nn.Module:
-    """A network for the images of data. Raises ValueError for an unknown name."""
+def network(name: str, images: Tensor, embedding_dim: int) -> nn.Module:
+    """A network for images like these, normalised (N, channels, H, W): some thousand, from which AirNet takes its
+    first layer. Raises ValueError for an unknown name."""
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NETWORKS)}")
-    net = NETWORKS[name](data.train.images.shape[1], embedding_dim)
-    if hasattr(net, "prepare"):
-        net.prepare(data.normalise(data.train.images[:5000].cpu()))
+    net = NETWORKS[name](images.shape[1], embedding_dim)
+    if isinstance(net, AirNet):
+        net.prepare(images)
     return net

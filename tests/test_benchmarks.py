@@ -2,7 +2,6 @@ import dataclasses
 import functools
 import json
 import os
-from unittest import mock
 
 import pandas as pd
 import pytest
@@ -10,16 +9,12 @@ import torch
 from torchvision import datasets, transforms
 
 import benchmarks
-from benchmarks import heads, recipes, throughput
-from lib import data, losses, models, store, study, train
+from benchmarks import head_costs, recipes, throughput
+from lib import data, paths
+from studies import records, runs
+from studies import smoke as smoke_profile
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def smoke(project, monkeypatch):
-    monkeypatch.setenv("PROFILE", "smoke")
-    return project
 
 
 # ---------------------------------------------------------------- records
@@ -31,14 +26,14 @@ def test_spread_by_hand():
 
 def test_newest_measurement_of_each_device(project, monkeypatch, capsys):
     for device, seconds in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
-        monkeypatch.setattr(store, "environment", lambda _, name=device: {
+        monkeypatch.setattr(records, "environment", lambda _, name=device: {
             "device": name, "versions": {"torch": "9"}, "commit": "0", "date": "now",
         })  # fmt: skip
         benchmarks.keep("heads", [{"classes": 10, "seconds": benchmarks.spread([seconds])}], CPU, other="1")
     benchmarks.keep("throughput", [{"ratio": 5.0}], CPU)
-    frame = benchmarks.recorded("heads")
+    frame = benchmarks.measured("heads")
     assert list(zip(frame["device"], frame["seconds.median"], strict=True)) == [("b", 2), ("a", 3)]
-    assert list(benchmarks.recorded("heads", "seconds.median")["seconds.median"]) == [1, 2, 3]
+    assert list(benchmarks.measured("heads", "seconds.median")["seconds.median"]) == [1, 2, 3]
     assert set(frame["versions"]) == {"torch 9, other 1"}
     assert "seconds.median" in capsys.readouterr().out
     assert (project / "results/benchmarks.jsonl").read_text().count("\n") == 4
@@ -46,30 +41,32 @@ def test_newest_measurement_of_each_device(project, monkeypatch, capsys):
 
 def test_no_measurement(project):
     with pytest.raises(ValueError, match=r"benchmarks.jsonl holds no measurement of heads: `make bench`"):
-        benchmarks.recorded("heads")
+        benchmarks.measured("heads")
 
 
 @pytest.mark.parametrize("line", ["7", "{}", "half a li", '{"benchmark": "heads"}'])
 def test_foreign_line_is_named(project, line):
-    (store.folder("results") / "benchmarks.jsonl").write_text(line + "\n")
+    paths.write(project / "results" / "benchmarks.jsonl", line + "\n")
     with pytest.raises(ValueError, match=r"benchmarks.jsonl, line 1 is not a measurement"):
-        benchmarks.recorded("heads")
+        benchmarks.measured("heads")
 
 
-# ---------------------------------------------------------------- heads
+# ---------------------------------------------------------------- costs of the heads
 
 
 def test_in_miniature(smoke, monkeypatch):
-    monkeypatch.setattr(heads, "memory", lambda method, classes: [1000 * C for C in classes])
-    monkeypatch.setattr(heads, "limit_memory", lambda: None)
-    heads.main()
-    frame = benchmarks.recorded("heads")
-    frame = frame[frame["method"] != heads.PRODUCT]
-    assert set(frame["method"]) == set(heads.METHODS) and set(frame["classes"]) == {10, 1000}
-    assert (frame.loc[frame["method"] == heads.PEER, "time_ratio"] == 1).all() and (frame["memory_ratio"] == 1).all()
+    monkeypatch.setattr(head_costs, "memory", lambda method, classes: [1000 * C for C in classes])
+    monkeypatch.setattr(head_costs, "limit_memory", lambda: None)
+    head_costs.main()
+    frame = benchmarks.measured("heads")
+    frame = frame[frame["method"] != head_costs.PRODUCT]
+    assert set(frame["method"]) == set(head_costs.METHODS) and set(frame["classes"]) == {10, 1000}
+    assert (frame.loc[frame["method"] == head_costs.PEER, "time_ratio"] == 1).all() and (
+        frame["memory_ratio"] == 1
+    ).all()
     assert (frame["seconds.low"] <= frame["seconds.median"]).all() and (frame["seconds.n"] >= 3).all()
     versions = json.loads((smoke / ".smoke/results/benchmarks.jsonl").read_text())["versions"]
-    assert heads.PEER in versions and "torch" in versions
+    assert head_costs.PEER in versions and "torch" in versions
 
 
 def test_what_does_not_fit_has_no_numbers(smoke, monkeypatch):
@@ -78,27 +75,25 @@ def test_what_does_not_fit_has_no_numbers(smoke, monkeypatch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2048000000 bytes")
         return criterion(x, y)
 
-    monkeypatch.setitem(heads.METHODS, heads.PEER, full)
-    monkeypatch.setattr(heads, "memory", lambda method, classes: [1, None if method == heads.PEER else 2])
-    monkeypatch.setattr(heads, "limit_memory", lambda: None)
-    heads.main()
-    frame = benchmarks.recorded("heads").set_index(["method", "classes"])
+    monkeypatch.setitem(head_costs.METHODS, head_costs.PEER, full)
+    monkeypatch.setattr(head_costs, "memory", lambda method, classes: [1, None if method == head_costs.PEER else 2])
+    monkeypatch.setattr(head_costs, "limit_memory", lambda: None)
+    head_costs.main()
+    frame = benchmarks.measured("heads").set_index(["method", "classes"])
     columns = ["seconds.median", "time_ratio", "memory", "memory_ratio"]
-    assert frame.loc[(heads.PEER, 1000), columns].isna().all()
+    assert frame.loc[(head_costs.PEER, 1000), columns].isna().all()
     assert frame.loc[("by blocks", 1000), columns].isna().tolist() == [False, True, False, True]
     assert not frame.loc[("by blocks", 10), columns].isna().any()
 
 
 def test_other_errors_are_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes"):
-        heads.fits(lambda: torch.zeros(2) @ torch.zeros(3, 3))
+        head_costs.fits(lambda: torch.zeros(2) @ torch.zeros(3, 3))
 
 
 def test_memory_in_a_process_of_its_own():
-    few, many = heads.memory("by blocks", [10, 5000])
+    few, many = head_costs.memory("by blocks", [10, 5000])
     assert 0 < few < many < 60e6
-    with pytest.raises(RuntimeError, match=r"^by blocks: ValueError: invalid literal for int"):
-        heads.memory("by blocks", ["many"])
 
 
 def in_turns_here(ways, rounds):
@@ -116,10 +111,9 @@ def letters(text):
 
 
 def test_each_way_has_a_process_of_its_own_and_a_first_call_that_does_not_count():
-    ways = {"a": (functools.partial, os.getpid), "b": (functools.partial, os.getpid), "letters": (letters, "abcd")}
+    ways = {"pid": (functools.partial, os.getpid), "letters": (letters, "abcd")}
     taken = benchmarks.in_turns(ways, 3)
-    (a,), (b,) = set(taken["a"]), set(taken["b"])
-    assert len({a, b, os.getpid()}) == 3 and taken["letters"] == ["b", "c", "d"]
+    assert len({*taken["pid"], os.getpid()}) == 2 and taken["letters"] == ["b", "c", "d"]
 
 
 # ---------------------------------------------------------------- throughput
@@ -153,11 +147,11 @@ def test_throughput_in_miniature(smoke, monkeypatch):
         return datasets.FakeData(128, (1, 28, 28), 10, transforms.Compose([transforms.Grayscale(), transform]))
 
     monkeypatch.setattr(throughput, "in_turns", in_turns_here)
-    monkeypatch.setattr(study, "load", load)
+    monkeypatch.setattr(runs, "load", load)
     monkeypatch.setattr(datasets, "CIFAR10", torchvision)
     monkeypatch.setattr(datasets, "MNIST", grey)
     throughput.main()
-    frame = benchmarks.recorded("throughput")
+    frame = benchmarks.measured("throughput")
     assert list(frame["data"]) == ["MNIST"] * 2 + ["CIFAR-10"] * 2 and set(frame["batch"]) == {64}
     assert (frame["images_per_second.median"] > 0).all() and (frame.loc[frame["method"] == "usual", "ratio"] == 1).all()
 
@@ -167,25 +161,26 @@ def test_throughput_in_miniature(smoke, monkeypatch):
 
 @pytest.fixture
 def small(smoke, monkeypatch):
-    digits = study.recipe("digits", "ArcFace", epochs=1)
+    digits = runs.recipe("digits", "ArcFace", epochs=1)
     monkeypatch.setattr(recipes, "RECIPES", {"digits": digits, "MNIST 99 %": digits})  # the latter to warm up
-    monkeypatch.setattr(recipes, "CHANGES", {"digits": {"fp32": "bf16", "no momentum": {"momentum": 0.0}}})
+    monkeypatch.setattr(recipes, "CHANGES", {"digits": {"no momentum": {"momentum": 0.0}, "slow": {"lr": 0.01}}})
     monkeypatch.setattr(recipes, "in_turns", in_turns_here)
-    monkeypatch.setitem(study.RECIPES, "mnist", study.RECIPES["digits"])
-    monkeypatch.setattr(study, "recipe", lambda data, *args, recipe=study.recipe, **kw: recipe("digits", *args, **kw))
+    monkeypatch.setitem(runs.RECIPES, "mnist", runs.RECIPES["digits"])
+    monkeypatch.setattr(runs, "recipe", lambda data, *args, recipe=runs.recipe, **kw: recipe("digits", *args, **kw))
     return smoke
 
 
 def test_recipes_in_miniature(small, capsys):
     recipes.measure(["digits"])
     frame = recipes.recorded()
-    assert list(frame["change"]) == ["", "fp32"] and set(frame["recipe"]) == {"digits"}
-    lines = (small / ".smoke/results/recipes.jsonl").read_text().splitlines()
-    assert json.loads(lines[1])["dtype"] == "fp32" and json.loads(lines[1])["settings"]["data"] == "digits"
-    cost = benchmarks.recorded("cost").iloc[0]
+    assert list(frame["change"]) == ["", "no momentum"] and set(frame["recipe"]) == {"digits"}
+    lines = [json.loads(line) for line in (small / ".smoke/results/recipes.jsonl").read_text().splitlines()]
+    assert [line["settings"]["momentum"] for line in lines] == [0.9, 0.0] and lines[1]["settings"]["data"] == "digits"
+    cost = benchmarks.measured("cost").iloc[0]
     assert cost["flop"] > 0 and cost["flop_per_second"] > 1e6
     assert cost.filter(like="share.").sum() == pytest.approx(1, abs=1e-4) and cost["share.convolutions"] > 0
-    assert benchmarks.recorded("turns").filter(["recipe", "change"]).values.tolist() == [["digits", "fp32"]]
+    turns = benchmarks.measured("turns").filter(["recipe", "change"])
+    assert turns.values.tolist() == [["digits", "no momentum"]]
     recipes.measure(["digits"])
     assert "2 runs from recipes.jsonl, 0 trained now" in capsys.readouterr().out
 
@@ -197,18 +192,9 @@ def test_a_slower_step_takes_longer(small, monkeypatch):
     assert 1.2 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
 
 
-def test_a_part_is_exchanged_for_the_steps_alone(small, monkeypatch):
-    config, part = recipes.changed("digits", "fp32")
-    seen, fit = [], train.fit
-    monkeypatch.setattr(train, "fit", lambda *args, **kw: seen.append(train.has_bf16(CPU)) or fit(*args, **kw))
-    monkeypatch.setattr(train, "has_bf16", lambda device: True)
-    steps = recipes.changed_steps(study.shrunk(config), part)
-    assert train.has_bf16(CPU) and steps() > 0 and seen == [False]
-
-
-def test_operations_by_hand(small, digits):
+def test_operations_by_hand(small):
     products = 9 * (1 * 32 * 64 + 32 * 64 * 16 + 64 * 128 * 4) + 9 * 128 * 64  # 8x8, 4x4 and 2x2 pixels, then linear
-    images = len(digits.train[:512])
+    images = smoke_profile.SMALL["train_size"]
     # forward, and backward to weights and to inputs, of which the first layer has no need
     by_hand = 2 * images * (3 * products - 9 * 1 * 32 * 64)
     assert recipes.cost("digits")["flop"] == pytest.approx(by_hand, rel=0.05)  # the head and 10 validation images
@@ -217,69 +203,15 @@ def test_operations_by_hand(small, digits):
 @pytest.mark.parametrize("recipe", recipes.CHANGES)
 def test_a_change_changes_the_recipe(recipe):
     config = recipes.RECIPES[recipe]
-    for change in recipes.CHANGES[recipe].values():
-        if isinstance(change, str):
-            assert change in recipes.PARTS
-        else:
-            assert all(getattr(config, field) != value for field, value in change.items())
-
-
-def test_parts_are_out_of_action_and_come_back(monkeypatch, digits):
-    monkeypatch.setattr(recipes, "_load", lambda *args, **options: dataclasses.replace(digits, flip=True))
-    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
-    split = data.Split(images, torch.arange(8) % 2)
-    colour = data.Data("", split, split, split, ["a", "b"], (0.5,) * 3, (0.5,) * 3)
-
-    def state():
-        whiten = models.network("AirNet", colour, 4).whiten.weight
-        kernel = models.AirNet(3, 4).body[0][0].weight
-        return {
-            "bf16": train.has_bf16(CPU) == torch.cpu.get_capabilities().get("avx512_bf16", False),
-            "channels last": colour.normalise(images).stride(1) == 1,
-            "mirror": study.load is not recipes._unmirrored or recipes._unmirrored().flip,
-            "whitening": not whiten.requires_grad,
-            "identity": (kernel[:3].count_nonzero() == 3).item(),
-            "memory": not isinstance(train.reuse_memory, mock.Mock),
-            "sharp labels": losses.ArcFace.loss is losses.Head.loss,
-            "slow biases": train._optimizers is recipes._optimizers,
-        }
-
-    usual = state()
-    assert all(usual.values())
-    for name, part in recipes.PARTS.items():
-        with part():
-            if name == "mirror":
-                assert not study.load().flip
-            elif name != "bf16" or torch.cpu.get_capabilities().get("avx512_bf16", False):
-                assert {key for key, there in state().items() if not there} == {name}
-    assert state() == usual
-
-
-def test_smoothing_is_that_of_the_labels():
-    head, x, y = losses.ArcFace(3, 2), torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])
-    soft = torch.full((5, 3), 0.2 / 3).scatter(1, y[:, None], 0.8 + 0.2 / 3)
-    with recipes.PARTS["sharp labels"]():
-        torch.testing.assert_close(head.loss(x, y), -(soft * head(x, y).log_softmax(1)).sum(1).mean())
-
-
-def test_biases_four_times_as_fast(digits, monkeypatch):
-    model, paths, step = models.Classifier(models.SmallNet(1, 8), losses.ArcFace(10, 8)), [], torch.optim.SGD.step
-
-    def spy(optimizer, *args, **options):
-        paths.append([(group["lr"], {p.ndim for p in group["params"]}) for group in optimizer.param_groups])
-        return step(optimizer, *args, **options)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", spy)
-    with recipes.PARTS["slow biases"]():
-        train.fit(model, digits, epochs=1, batch_size=128, lr=0.01, progress=False)
-    assert len(paths) > 5
-    for (weights, matrices), (biases, vectors) in paths:
-        assert biases == pytest.approx(4 * weights) and min(matrices) > 1 and vectors == {1}
+    for change, fields in recipes.CHANGES[recipe].items():
+        assert all(getattr(config, field) != value for field, value in fields.items())
+        assert recipes.changed(recipe, change, seed=2) == dataclasses.replace(config, seed=2, **fields)
+    assert recipes.changed(recipe, "") == config
 
 
 def test_unknown_recipe():
     with pytest.raises(ValueError, match=r"^unknown recipe 'MNIST': choose from MNIST 99 %, "):
-        recipes.plan(["MNIST"], 1)
+        recipes.planned(["MNIST"], 1)
 
 
 def test_seconds_of_one_run_and_of_several():

@@ -1,19 +1,17 @@
+import dataclasses
 import functools
 import hashlib
-import io
 import shutil
 import socket
-import warnings
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import data
-from lib import folder as image_folder
 
 ROOT = Path(__file__).parent.parent / "data"
 RAW, BATCHES = "MNIST/raw", "cifar-10-batches-py"
@@ -29,7 +27,7 @@ def need(name):
     return pytest.mark.skipif(not HERE[name], reason=f"data/ does not hold {name}")
 
 
-SETS = [pytest.param(name, marks=need(name)) for name in data.NAMES]
+SETS = [pytest.param(name, marks=need(name)) for name in data.SETS]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +109,24 @@ def test_normalised_training_images(loaded, name):
     assert mean.abs().max() < 0.01 and ((std - 1).abs() < (0.35 if name == "cifar10" else 0.01)).all()
 
 
+def test_a_new_set_is_a_loader_with_a_name(tmp_path, monkeypatch):
+    loaded = toy()
+    monkeypatch.setitem(data.SETS, "toy", lambda root: loaded if root == tmp_path else None)
+    assert torch.equal(data.load("toy", tmp_path).train.images, loaded.train.images)
+    assert data.load("toy", tmp_path, "meta").train.labels.device.type == "meta"
+    with pytest.raises(ValueError, match="choose one of mnist, cifar10, digits, toy, or"):
+        data.load("other", tmp_path)
+
+
+def test_the_layout_is_that_of_the_device(digits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data, "memory_format", lambda on: asked.append(on.type) or torch.contiguous_format)
+    rgb = dataclasses.replace(toy(), mean=(0.0,) * 3)
+    assert rgb.normalise(rgb.train.images).is_contiguous() and asked == ["cpu"]
+    monkeypatch.undo()
+    assert rgb.normalise(rgb.train.images).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_normalise_by_hand(digits):
     d = data.Data("two channels", *[digits.train] * 3, [], mean=(0.5, 0.25), std=(0.5, 0.125))
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1)
@@ -183,6 +199,61 @@ def test_epoch_covers_each_image_at_most_once(batch_size, batches):
         torch.testing.assert_close(x, d.train.images[y].float())
 
 
+# SHA-1 of the first, second and last batch of two epochs, as the code drew them that made the first records
+BATCHES_OF = {
+    "none": ({}, "d49c9325 0942b850 53aceb29 8b965e98 79847b32 32f160b7"),
+    "zero border": ({"crop_padding": 2, "flip": True}, "e62f81cd d0449317 d010157f 99108152 5a38d3d9 fd56ee41"),
+    "reflect": (
+        {"crop_padding": 2, "flip": True, "reflect": True},
+        "a304db1f f0fa26d9 00db298f 5c98c95a e6173b4d abfc306d",
+    ),
+    "alternate": (
+        {"crop_padding": 2, "flip": True, "reflect": True, "alternate": True},
+        "abd2835e d61a198e af6f947a 47965e3d 5f9a0765 cb4254fd",
+    ),
+    "digits": (None, "76f36c34 5f407b92 129fde2c f4ef886f f25aca63 85d264e5"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES_OF)
+def test_batches_are_those_of_the_recorded_runs(digits, name):
+    augmentation, expected = BATCHES_OF[name]
+    images = torch.randint(0, 256, (70, 3, 8, 8), generator=generator(), dtype=torch.uint8)
+    split = data.Split(images, torch.arange(70))
+    d, draws, found = digits, generator(), []
+    if augmentation is not None:
+        d = data.Data("", split, split[:5], split[:5], [], (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), **augmentation)
+    for number in range(2):
+        batches = list(d.epoch(16, draws, number))
+        for x, y in (batches[0], batches[1], batches[-1]):
+            found.append(hashlib.sha1(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:8])
+    assert found == expected.split()
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors that go from the CPU to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].is_cpu and not result.is_cpu:
+            self.count += 1
+        return result
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_random_numbers_go_to_the_device_once_an_epoch(alternate):
+    d = toy(crop_padding=2, flip=True, alternate=alternate).to("meta")
+    next(d.epoch(5, generator()))  # mean and deviation, once
+    counts = []
+    for batch_size in (20, 5):
+        with Copies() as copies:
+            assert len(list(d.epoch(batch_size, generator()))) == 40 // batch_size
+        counts.append(copies.count)
+    assert counts == [2, 2]
+
+
 def test_alternating_shows_every_image_both_ways():
     d, draws = toy(flip=True, alternate=True), generator()
 
@@ -200,147 +271,6 @@ def test_epochs_differ_and_a_seed_repeats_them():
     first, second, again = (next(d.epoch(40, source)) for source in (g, g, generator()))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[1], second[1])
-
-
-# ---------------------------------------------------------------- image folders
-
-
-def pictures(path, **classes):
-    """path/<class>/<i>.png, that many of each class, grey and colour in turn, of unequal sizes."""
-    for shade, (name, count) in enumerate(classes.items()):
-        (path / name).mkdir(parents=True)
-        for i in range(count):
-            mode, colour = ("L", 60 * shade) if i % 2 else ("RGB", (60 * shade, i, 0))
-            Image.new(mode, (20 + i, 30 - i), colour).save(path / name / f"{i:02}.png")
-    return path
-
-
-def test_image_folder(tmp_path):
-    d = data.load(f"{pictures(tmp_path / 'pets', cat=20, dog=20, eel=10)}@16")
-    assert (d.name, d.classes, d.flip) == ("pets", ["cat", "dog", "eel"], False)
-    assert [len(s) for s in d.splits().values()] == [35, 5, 10]
-    assert torch.bincount(d.test.labels).tolist() == [4, 4, 2]
-    assert torch.bincount(d.val.labels).tolist() == [2, 2, 1]
-    for split in d.splits().values():
-        assert split.images.shape[1:] == (3, 16, 16) and split.images.dtype == torch.uint8
-        assert ((split.images[:, 0] - 60 * split.labels[:, None, None]) == 0).all()  # red is the class's shade
-    x = d.normalise(d.train.images)
-    assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3
-
-
-def test_a_constant_channel_stays_finite(tmp_path):
-    for i in range(12):
-        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8), (20 * i, 5 * i, 0)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
-    d = data.load(f"{tmp_path}@8")
-    assert d.normalise(d.train.images).isfinite().all()
-
-
-def test_smallest_image_folder(tmp_path):
-    d = data.load(f"{pictures(tmp_path, a=5, b=5)}@8")
-    assert [len(s) for s in d.splits().values()] == [6, 2, 2]
-    assert all(s.labels.unique().tolist() == [0, 1] for s in d.splits().values())
-
-
-def test_folder_images_are_in_fixed_random_order(tmp_path):
-    path = pictures(tmp_path, a=20, b=20)
-    first, again = data.load(path), data.load(path)
-    assert first.train[:10].labels.unique().tolist() == [0, 1]
-    assert torch.equal(first.train.images, again.train.images) and torch.equal(first.test.labels, again.test.labels)
-
-
-def test_size_of_folder_images(tmp_path):
-    pictures(tmp_path / "pets", a=5, b=5)
-    sides = {name: data.load(tmp_path / name).train.images.shape[2:] for name in ("pets", "pets@24")}
-    assert sides == {"pets": (32, 32), "pets@24": (24, 24)}
-    pictures(tmp_path / "pets@24", a=5, b=5)  # a folder of that very name comes first
-    assert data.load(tmp_path / "pets@24").train.images.shape[2:] == (32, 32)
-
-
-def test_other_files_are_left_out(tmp_path):
-    path = pictures(tmp_path, a=9, b=9)
-    for name in ("notes.txt", "a/notes.txt", "b/.DS_Store", "a/Thumbs.db"):
-        (path / name).write_bytes(b"no image")
-    assert sum(len(s) for s in data.load(path).splits().values()) == 18
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "palette with transparency"])
-def test_every_kind_of_picture_becomes_colour(tmp_path, mode):
-    file = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
-    white = Image.new("RGB", (20, 20), "white")
-    if mode == "palette with transparency":
-        white.convert("P").save(file, transparency=bytes(range(256)))
-    else:
-        white.convert("RGBA" if mode in ("LA", "RGBA") else mode).convert(mode).save(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        picture = image_folder._picture(file, 8)
-    assert picture.shape == (3, 8, 8) and picture.dtype == torch.uint8 and picture.min() > 250
-
-
-def test_photos_are_turned_as_the_camera_notes(tmp_path):
-    upper = Image.new("L", (16, 16))
-    upper.paste(255, (0, 0, 16, 8))  # white above black
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: white on the right
-    upper.save(tmp_path / "x.png", exif=exif)
-    picture = image_folder._picture(tmp_path / "x.png", 16)
-    assert picture[:, :, :8].max() == 0 and picture[:, :, 8:].min() == 255
-
-
-def test_sixteen_bits_are_refused(tmp_path):
-    path = pictures(tmp_path, a=9, b=9)
-    Image.fromarray(np.full((20, 20), 40000, dtype=np.uint16)).save(path / "a" / "deep.png")
-    with pytest.raises(ValueError, match=r"1 unreadable images .*more than 8 bits.*a/deep.png: replace"):
-        data.load(path)
-
-
-def spoil(path, name, content):
-    (path / name).write_bytes(content)
-    return path
-
-
-def broken_png():
-    """A PNG whose second block of pixels has an impossible name, for which Pillow raises a SyntaxError."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(buffer, "png")
-    start, first, second = buffer.getvalue().split(b"IDAT")
-    return start + b"IDAT" + first + b"\0\1\2\3" + second
-
-
-BAD_FOLDERS = {
-    "one class": (lambda p: pictures(p, cat=9), r"one class only \(cat\): add a subfolder per class"),
-    "too few": (lambda p: pictures(p, cat=9, dog=4), "at least 5 images.*the rarest has 4"),
-    "no folders": (lambda p: p, "Expected one subfolder with images per class"),
-    "an empty class": (lambda p: pictures(p, cat=9, dog=0), "dog.*Expected one subfolder with images per class"),
-    "not an image": (lambda p: spoil(pictures(p, a=9, b=9), "a/00.png", b"hello"), "1 unreadable images.*a/00.png"),
-    "empty file": (lambda p: spoil(pictures(p, a=9, b=9), "b/03.png", b""), "b/03.png: replace or delete them"),
-    "torn header": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 20"), "1 unreadable.*a/x.ppm"),
-    "no image in a class": (lambda p: spoil(pictures(p, a=9, b=0), "b/notes.txt", b"hi"), "classes b.*Expected one"),
-    "a folder of splits": (lambda p: pictures(p, train=9, test=9), "is split into test, train, not into classes: name"),
-    "broken chunk": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.png", broken_png()), "1 unreadable images.*a/x.png"),
-    "a bomb": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 99999 99999 255\n"), "1 unreadable.*a/x.ppm"),
-    "no pixels": (lambda p: f"{pictures(p, a=9, b=9)}@4", "images of 4 pixels are too small, choose 8 or more"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_bad_image_folder(tmp_path, case):
-    prepare, message = BAD_FOLDERS[case]
-    with pytest.raises(ValueError, match=message) as error:
-        data.load(prepare(tmp_path))
-    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
-
-
-def test_truncated_image(tmp_path):
-    path = pictures(tmp_path, a=9, b=9)
-    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    for suffix in ("png", "jpg"):
-        file = path / "a" / f"x.{suffix}"
-        Image.fromarray(noise).save(file)
-        file.write_bytes(file.read_bytes()[:-600])
-    with pytest.raises(ValueError, match="2 unreadable images"):
-        data.load(path)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "MNIST", "no/such/folder"])

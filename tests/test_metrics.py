@@ -8,6 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from lib import metrics
+from studies import runs
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_evaluate_against_sklearn(scores):
     logits, y = scores
     logits, val_logits, y, val_y = logits[:300], logits[300:], y[:300], y[300:]
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
-    result, predicted = metrics.evaluate(logits, y, x, val_logits, val_y), logits.argmax(1)
+    result, predicted = runs.evaluate(logits, y, x, val_logits, val_y), logits.argmax(1)
     assert result["test_accuracy"] == pytest.approx(reference.accuracy_score(y, predicted))
     assert result["val_accuracy"] == pytest.approx(reference.accuracy_score(val_y, val_logits.argmax(1)))
     for name in ("precision", "recall", "f1"):
@@ -110,5 +111,5 @@ def test_evaluate_against_sklearn(scores):
 def test_confusion_rows_are_true_classes():
     logits = F.one_hot(torch.tensor([0, 1, 1, 1]), 4).float()  # class 3 never occurs
     y = torch.tensor([0, 0, 1, 2])
-    result = metrics.evaluate(logits, y, torch.randn(4, 2), logits, y)
+    result = runs.evaluate(logits, y, torch.randn(4, 2), logits, y)
     assert result["confusion"] == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]

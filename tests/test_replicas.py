@@ -1,21 +1,23 @@
 import ast
 import dataclasses
+import functools
 import itertools
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from scipy import stats
+from test_tuning import write
 from torch.nn import functional as F
 
-from lib import claims, losses, replicas, statistics, store
+from lib import losses
+from studies import __main__ as command
+from studies import replicas
+from studies.study import Incomplete, Study
 
-LIB = Path(replicas.__file__).parent
+STUDIES = Path(replicas.__file__).parent
 ARCFACE, ADALOSS = (replicas.s1("mnist", loss, 1, 0) for loss in ("ArcFace", "AdaLoss"))
 
 
@@ -195,7 +197,7 @@ def test_networks_are_those_of_the_source():
 
 
 def test_nothing_else_imports_the_replicas():
-    for path in set(LIB.glob("*.py")) - {LIB / "replicas.py", LIB / "claims.py"}:
+    for path in set(STUDIES.glob("*.py")) - {STUDIES / name for name in ("replicas.py", "claims.py", "__main__.py")}:
         imports = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not any("replicas" in ast.unparse(node) for node in imports), path
 
@@ -245,28 +247,30 @@ def fake(run, accuracy=0.9, leaked=None, **metrics):
     return json.loads(json.dumps(record | {"history": curves | {"loss": [1.0] * run.epochs}}))
 
 
+def two(epochs, seed):
+    """A plan of two digits runs, by name."""
+    return {loss: tiny(run, epochs=epochs, seed=seed) for loss, run in (("a", ARCFACE), ("b", ADALOSS))}
+
+
 @pytest.fixture
-def grown(monkeypatch):
-    """The plan "tiny" of two digits runs and two seeds."""
-
-    def make(epochs, seed, records):
-        return {loss: tiny(run, epochs=epochs, seed=seed) for loss, run in (("a", ARCFACE), ("b", ADALOSS))}
-
-    monkeypatch.setitem(replicas.PLANS, "tiny", (make, (2, 1), 2))
+def grown(project, monkeypatch):
+    """The plan "tiny" of two digits runs and two seeds, and its study."""
+    monkeypatch.setitem(replicas.PLANS, "tiny", ("What?", two, (2, 1), 2))
+    plan = functools.partial(replicas.replica_runs, "tiny")
+    return dataclasses.replace(replicas.REPLICAS["fp32"], name="tiny", plan=plan)
 
 
-def test_runs_are_recorded_and_resumed(project, grown, capsys):
-    first = replicas.runs(["tiny"], budget=0)
-    assert not first and "4 left" in capsys.readouterr().out
-    records = replicas.runs(["tiny"])
+def test_runs_are_recorded_and_resumed(grown, capsys):
+    assert grown.train(budget=0) == {} and "4 left" in capsys.readouterr().out
+    first = grown.train()
     assert "4 trained now" in capsys.readouterr().out
-    assert [(run.seed, run.loss) for run in records] == [(s, x) for s in (0, 1) for x in ("ArcFace", "AdaLoss")]
-    path = project / "results" / "replicas.jsonl"
-    assert len(path.read_text().splitlines()) == 4 and replicas.read() == records
+    assert [(run.seed, run.loss) for run in first] == [(s, x) for s in (0, 1) for x in ("ArcFace", "AdaLoss")]
+    path = grown.path
+    assert path.name == "replicas.jsonl" and len(path.read_text().splitlines()) == 4 and replicas.read() == first
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    replicas.runs(["tiny"])
+    grown.train()
     assert "3 runs from replicas.jsonl, 1 trained now" in capsys.readouterr().out
-    assert replicas.recorded().keys() == records.keys()
+    assert replicas.recorded().keys() == first.keys()
 
 
 def test_same_run_same_result(project):
@@ -275,19 +279,17 @@ def test_same_run_same_result(project):
 
 
 def test_complete_prefers_the_published_length(grown):
-    make = replicas.PLANS["tiny"][0]
-
     def records(*lengths_and_seeds):
-        return {run: fake(run) for e, seed in lengths_and_seeds for run in make(e, seed, {}).values()}
+        return {run: fake(run) for e, seed in lengths_and_seeds for run in two(e, seed).values()}
 
-    with pytest.raises(replicas.Incomplete, match=r"lacks runs of tiny: `python -m lib\.replicas tiny` trains them"):
+    with pytest.raises(Incomplete, match=r"lacks runs of tiny: `python -m studies tiny` trains them"):
         replicas.complete("tiny", records())
     assert replicas.complete("tiny", records((2, 0)))[0] == 2
     assert replicas.complete("tiny", records((2, 0), (1, 0), (1, 1)))[0] == 1  # two seeds before length
     epochs, by_seed = replicas.complete("tiny", records((2, 0), (2, 3), (1, 0), (1, 1), (1, 2)))
     assert epochs == 2 and list(by_seed) == [0, 3]
     partial = records((1, 0), (1, 1))
-    partial.pop(make(1, 1, {})["b"])
+    partial.pop(two(1, 1)["b"])
     assert list(replicas.complete("tiny", partial)[1]) == [0]
 
 
@@ -295,283 +297,30 @@ def test_s3_takes_what_has_the_best_validation_accuracy(project):
     def accuracy(run):
         return 0.5 + (run.lr == 0.03) + (run.m == 0.1) if run.loss == "ArcFace" else run.lr
 
-    records = {run: fake(run, accuracy(run)) for run in replicas.search().values()}
-    group = replicas.s3_group("cifar10", 3, 0, records)
+    write(replicas.REPLICAS["s3_search"], *(fake(run, accuracy(run)) for run in replicas.search().values()))
+    group = replicas.s3_group("cifar10", 3, 0)
     assert {name: (run.lr, run.m) for name, run in group.items()} == {
         "Softmax": (0.1, 0.0), "ArcFace": (0.03, 0.1), "Triplet": (0.1, 0.2),
         "Softmax, long tail": (0.1, 0.0), "ArcFace, long tail": (0.03, 0.1),
     }  # fmt: skip
-    with pytest.raises(replicas.Incomplete, match="s3_search"):
-        replicas.s3_group("cifar10", 3, 0, {})
 
 
-def test_no_records_and_unknown_names(project):
-    with pytest.raises(ValueError, match=r"replicas\.jsonl holds no runs: `python -m lib\.replicas` trains them"):
+def test_no_records(project):
+    for found in (None, {}):
+        with pytest.raises(Incomplete, match=r"lacks S3's search: run `python -m studies s3_search`"):
+            replicas.s3_group("cifar10", 3, 0, found)
+    with pytest.raises(Incomplete, match=r"replicas\.jsonl holds no runs: `python -m studies s1_mnist` trains some"):
         replicas.recorded()
-    with pytest.raises(ValueError, match="unknown plan 's9': choose from s1_mnist"):
-        replicas.runs(["s9"])
 
 
 def test_every_plan_is_whole(project):
-    rates = {run: fake(run) for run in replicas.search().values()}
-    for name, (make, lengths, _) in replicas.PLANS.items():
-        runs = make(lengths[-1], 2, rates)
-        assert all(isinstance(run, replicas.Replica) for run in runs.values()), name
-        assert name == "s3_search" or {run.seed for run in runs.values()} == {2}
+    write(replicas.REPLICAS["s3_search"], *map(fake, replicas.search().values()))
+    for name, (_, _, lengths, seeds) in replicas.PLANS.items():
+        arms = replicas.named_runs(name, lengths[-1], 2)
+        assert all(isinstance(run, replicas.Replica) for run in arms.values()), name
+        assert name == "s3_search" or {run.seed for run in arms.values()} == {2}
+        assert len(replicas.REPLICAS[name].planned()) == len(set(arms.values())) * seeds
     assert len(replicas.s5_grid(20, 0)) == 40 == len(set(replicas.s5_grid(20, 0).values()))
-
-
-# ---------------------------------------------------------------- the ledger
-
-
-def figure(low, high, **other):
-    return claims.Figure((low + high) / 2, low, high, 3, **other)
-
-
-def test_rules():
-    assert claims.effect_verdict(figure(1, 2)) == "reproduced"
-    assert claims.effect_verdict(figure(-2, -1), figure(1, 2)) == "reversed"
-    assert claims.effect_verdict(figure(-1, 1), figure(1, 2)) == "reproduced but for another reason"
-    assert claims.effect_verdict(figure(-1, 1), figure(-1, 2)) == claims.effect_verdict(figure(-1, 1)) == "within noise"
-    assert claims.influence_verdict(figure(-2, -1)) == claims.influence_verdict(figure(1, 2)) == "reproduced"
-    assert claims.influence_verdict(figure(-1, 2)) == "within noise"
-    assert claims.property_verdict(figure(0.1, 1)) == "reproduced"
-    assert claims.property_verdict(figure(-0.1, 1)) == "not reproduced"
-    value = claims.value_verdict
-    assert value(figure(98, 99), 98.5, 0) == value(figure(98, 99), 99.05, 0.05) == "reproduced"
-    assert value(figure(98, 99), 97, 0.5) == value(figure(98, 99), 99.1, 0.05) == "not reproduced"
-    short = figure(98, 99, reduced=True)
-    assert value(short, 97, 0.5) == "not reproduced" and value(short, 98.5, 0) == value(short, 99.9, 0) == claims.OPEN
-    single = claims.Figure(1.0, math.nan, math.nan, 1)
-    for rule in (claims.effect_verdict, claims.influence_verdict, claims.property_verdict):
-        assert rule(single) == claims.OPEN
-    assert value(single, 1.0, 0) == claims.OPEN
-
-
-def test_prediction_holds_one_more_run():
-    runs = np.random.default_rng(0).normal(size=(4000, 4))
-    inside = []
-    for *seen, new in runs:
-        mean, low, high = claims.prediction(seen)
-        assert mean == pytest.approx(np.mean(seen))
-        inside.append(low < new < high)
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
-    assert np.isnan(claims.prediction([1.0])[1:]).all()
-
-
-def test_typed_table_is_whole():
-    table = claims.claims()
-    assert len(table) >= 30 and list(table.index) == list(range(1, len(table) + 1))
-    assert set(table["source"]) == {"S1", "S2", "S3", "S4", "S5"}
-    assert set(table["kind"]) <= set(claims.KINDS)
-    assert set(" ".join(table["plans"]).split()) <= {*replicas.PLANS, *claims.CONTROLLED, "margins"}
-    assert not table.duplicated(["source", "claim"]).any() and not (table[["claim", "test"]] == "").any(axis=None)
-    needs = table["kind"].isin(["value", "outlier", "exact"])
-    assert (table["published"].notna() == needs).all() and (table["tolerance"].notna() == needs).all()
-
-
-def s1_records(name="mnist", epochs=10, **readings):
-    """S1's arms as published; readings: arm -> accuracies by seed, (label-free, leaked)."""
-    records = {}
-    for seed in range(3):
-        for key, run in replicas.published(name, epochs, seed).items():
-            free, leaked = readings[key.split(":")[0]]
-            records[run] = fake(run, free[seed], leaked[seed])
-    return records
-
-
-def row_of(table, text):
-    return table[table["claim"].str.contains(text, regex=False)].iloc[0]
-
-
-def numbers(*texts):
-    table = claims.claims()
-    return [row_of(table, text).name for text in texts]
-
-
-def test_artefact_of_the_evaluation():
-    texts = "MNIST: AdaLoss is more accurate", "MNIST: ArcFace reaches 97.86 %", "MNIST: 97.86 % says"
-    arcface, adaloss = ([0.990, 0.991, 0.990], [0.978, 0.979, 0.978]), ([0.991, 0.990, 0.990], [0.9] * 3)
-    table = claims.ledger(s1_records(ArcFace=arcface, AdaLoss=adaloss), numbers(*texts))
-    verdicts = {text: row_of(table, text)["verdict"] for text in texts}
-    assert list(verdicts.values()) == ["reproduced but for another reason", "reproduced", "not reproduced"]
-    worse = s1_records(ArcFace=arcface, AdaLoss=([0.985, 0.985, 0.984], [0.9] * 3))
-    assert claims.ledger(worse, numbers(texts[0]))["verdict"].item() == "reversed"
-    better = s1_records(ArcFace=([0.9786, 0.978, 0.979], [0.9] * 3), AdaLoss=([0.9911, 0.9905, 0.9915], [0.9] * 3))
-    row = claims.ledger(better, numbers(texts[0])).iloc[0]
-    assert row["verdict"] == "reproduced" and row["n"] == 3 and row["figure"].startswith("1.25 [")
-    assert row["command"] == f"python -m lib.claims {row.name}" and row["setting"] == "10 epochs"
-
-
-def changing(record):
-    """The record of a run whose accuracy still rises."""
-    curve = record["history"]["test_accuracy"]
-    curve[:] = [value - 0.01 * (len(curve) - 1 - i) for i, value in enumerate(curve)]
-    return record
-
-
-def test_shorter_runs_stand_in_and_say_so():
-    lower = s1_records("cifar10", 10, ArcFace=([0.6, 0.61, 0.6], [0.5] * 3), AdaLoss=([0.5, 0.5, 0.51], [0.4] * 3))
-    every = {run: fake(run) for seed in range(3) for run in replicas.waterfall("cifar10", 10, seed).values()}
-    asked = numbers("CIFAR-10: AdaLoss is more accurate", "CIFAR-10: AdaLoss conv", "CIFAR-10: AdaLoss reaches 68")
-    table = claims.ledger(every | lower, asked)
-    gap, first, accuracy = (row_of(table, part) for part in ("more accurate", "converges", "reaches 68"))
-    assert gap["setting"] == "10 epochs, not 20: settled" and gap["verdict"] == "reversed"
-    assert first["setting"] == "1 epoch" and first["verdict"] == "reversed"
-    assert accuracy["setting"] == "no runs recorded" and accuracy["verdict"] == claims.OPEN
-    table = claims.ledger({run: changing(record) for run, record in (every | lower).items()}, asked)
-    gap, first = (row_of(table, part) for part in ("more accurate", "converges"))
-    assert gap["setting"] == "10 epochs, not 20" and gap["figure"] and gap["verdict"] == claims.OPEN
-    assert first["verdict"] == "reversed"
-
-
-def test_settled_curves_count_in_full():
-    def record(curve):
-        return {"history": {"test_accuracy": curve}}
-
-    assert claims.settled([record([0.5] * 10 + [0.99] * 10 + [0.9905] * 10)])
-    assert not claims.settled([record([0.5] * 10 + [0.98] * 10 + [0.99] * 10)])
-    assert not claims.settled([record([0.99, 0.99, 0.99])])  # too short to tell
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "verdict"), [(0.9700, "not reproduced"), (0.9900, claims.OPEN), (0.9908, claims.OPEN)]
-)
-def test_a_drift_that_counts_as_settled_decides_nothing(accuracy, verdict):
-    def record(value):
-        return {
-            "config": {"epochs": 30},
-            "metrics": {"test_accuracy": value},
-            "history": {"test_accuracy": [value] * 30},
-        }
-
-    by_seed = {seed: {"ArcFace": record(accuracy + 1e-4 * seed)} for seed in (-1, 0, 1)}
-    row = row_of(claims.claims(), "ArcFace reaches 99.08 %")
-    assert claims.value({"s5": (30, by_seed)}, row)[1] == verdict
-    assert claims.value({"s5": (100, by_seed)}, row)[1] == ("reproduced" if accuracy == 0.9908 else "not reproduced")
-
-
-def grid_records(effect, seeds=4, noise=0.0005):
-    rng = np.random.default_rng(0)
-    return {
-        run: fake(run, 0.9885 + effect(*pair) + noise * rng.standard_normal())
-        for seed in range(seeds)
-        for pair, run in replicas.s5_grid(20, seed).items()
-    }
-
-
-def test_margins_against_seeds():
-    m = numbers("ArcFace is sensitive to the margin m")
-    flat = claims.ledger(grid_records(lambda m2, m3: 0), m).iloc[0]
-    steep = claims.ledger(grid_records(lambda m2, m3: 0.1 * (m2 - 0.5)), m).iloc[0]
-    assert flat["verdict"] == "within noise" and steep["verdict"] == "reproduced"
-    same = grid_records(lambda m2, m3: 0, noise=0.0)
-    for i, run in enumerate(same):  # every margin has the same four accuracies, in another order
-        same[run]["metrics"]["test_accuracy"] += 0.001 * ((run.seed + i) % 4)
-    alike, verdict = claims.margins({"s5_grid": replicas.complete("s5_grid", same)}, None)
-    assert alike.high < 0 and verdict == "within noise"
-    table = 100 * np.random.default_rng(1).normal(size=(20, 4))
-    rows = {
-        run: fake(run, table[i, seed])
-        for seed in range(4)
-        for i, run in enumerate(list(replicas.s5_grid(20, seed).values())[:20])
-    }
-    rest = {run: fake(run) for seed in range(4) for run in replicas.s5_grid(20, seed).values()}
-    figure = claims.margins({"s5_grid": replicas.complete("s5_grid", rest | rows)}, None)[0]
-    blocked = table - table.mean(0)  # by hand: F of the margins, seeds as blocks
-    within = ((blocked - blocked.mean(1, keepdims=True)) ** 2).sum() / 57
-    F_ratio = 4 * blocked.mean(1).var(ddof=1) / within
-    assert figure.value == pytest.approx((F_ratio - 1) / 4)
-    assert (figure.low > 0) == (stats.f.sf(F_ratio, 19, 57) < 0.025)
-
-
-def test_outliers_and_best_margins():
-    records = grid_records(lambda m2, m3: 0.002 * (m3 > 0))
-    table = claims.ledger(records, numbers("96.01 %", "98.93 %", "The combined margin", "m = 0.50 is the best"))
-    assert row_of(table, "96.01 %")["verdict"] == "not reproduced" and row_of(table, "96.01 %")["n"] == 80
-    assert (
-        row_of(table, "98.93 %")["verdict"] == "reproduced" or row_of(table, "98.93 %")["verdict"] == "not reproduced"
-    )
-    assert row_of(table, "The combined margin")["verdict"] == "reproduced"
-    assert row_of(table, "m = 0.50 is the best")["verdict"] == "within noise"
-    diverging = grid_records(lambda m2, m3: 0, noise=0.01)
-    assert claims.ledger(diverging, numbers("97.58 %"))["verdict"].item() == "reproduced"
-
-
-def test_geometry_needs_no_records(monkeypatch):
-    monkeypatch.setattr(claims.recommend, "observations", pd.DataFrame)  # those in results/ would need the data sets
-    monkeypatch.setattr(claims.recommend, "leave_out", lambda observed, column: observed)
-    table = claims.ledger({})
-    assert row_of(table, "7.8 degrees")["figure"] == "7.943 degrees"
-    assert row_of(table, "7.8 degrees")["verdict"] == "not reproduced"
-    for text in ("2.83 apart", "distance is 6.8", "leaves the angle unchanged", "L2", "L3", "vector of cosines"):
-        assert row_of(table, text)["verdict"] == "reproduced", text
-    assert row_of(table, "disturbed values")["verdict"] == "reversed"
-    assert row_of(table, "missing values")["verdict"] == "reproduced"
-    assert set(table["verdict"]) <= set(claims.VERDICTS)
-    open_rows = table[table["verdict"] == claims.OPEN]
-    assert set(open_rows["source"]) == {"S1", "S2", "S3", "S5"} and (open_rows["figure"] == "").all()
-
-
-def test_controlled_study_answers_claims(monkeypatch, capsys):
-    rows = [("ArcFace", seed, 0.90 + seed / 100) for seed in range(3)]
-    rows += [("AdaLoss", seed, 0.91 + seed / 100 + seed / 1000) for seed in range(3)]
-    frame = pd.DataFrame(rows, columns=["head", "seed", "test_accuracy"]).assign(epochs=4)
-    monkeypatch.setitem(claims.CONTROLLED, "controlled_mnist", lambda: frame)
-    row = claims.ledger({}, numbers("MNIST: a tuned adaptive mechanism")).iloc[0]
-    mean, low, high = statistics.interval([1.0, 1.1, 1.2])
-    assert row["figure"] == f"{mean:.2f} [{low:.2f}, {high:.2f}] points" and row["verdict"] == "reproduced"
-    assert row["n"] == 3 and row["setting"] == "4 epochs"
-
-    def nothing():
-        raise ValueError("no complete seed")
-
-    monkeypatch.setitem(claims.CONTROLLED, "controlled_mnist", nothing)
-    number = numbers("MNIST: a tuned adaptive mechanism")
-    assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
-    trained = []
-    monkeypatch.setattr(claims.missing, "train_missing", trained.append)
-    monkeypatch.setattr(sys, "argv", ["claims", str(number[0])])
-    claims.main()
-    assert trained == [["controlled_mnist"]] and "not testable here" in capsys.readouterr().out
-
-
-def test_the_check_of_the_recommender_answers_its_claim(monkeypatch, capsys):
-    checks = {"family": pd.DataFrame({"log_odds": [-0.20, -0.25, -0.30]})}
-    monkeypatch.setattr(claims.recommend, "observations", lambda: "observed")
-    monkeypatch.setattr(claims.recommend, "leave_out", lambda observed, column: checks[column])
-    number = numbers("A regression over recorded runs")
-    row = claims.ledger({}, number).iloc[0]
-    mean, low, high = statistics.interval([-0.20, -0.25, -0.30])
-    assert row["figure"] == f"{mean:.3f} [{low:.3f}, {high:.3f}] log-odds" and row["verdict"] == "reversed"
-    assert row["n"] == 3 and row["setting"] == "each family left out in turn"
-    checks["family"] = pd.DataFrame()
-    assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
-    trained = []
-    monkeypatch.setattr(claims.maps, "recorded", lambda: int("no runs"))  # a ValueError
-    monkeypatch.setattr(claims.maps, "runs", lambda plan: trained.append(len(plan)))
-    monkeypatch.setattr(sys, "argv", ["claims", str(number[0])])
-    claims.main()
-    assert trained == [len(claims.maps.plan())] and "not testable here" in capsys.readouterr().out
-
-
-def test_equations_can_fail():
-    assert claims.equation_error("ArcFace", m=0.5) < 1e-9 < 0.1 < claims.equation_error("CosFace", m=0.5)
-
-
-def test_difficulty_correlation():
-    confusion = np.diag([90, 80, 70, 60]) + np.eye(4, k=1, dtype=int) * 10
-    record = {"metrics": {"confusion": confusion.tolist(), "factor_by_class": [0.1, 0.2, 0.3, 0.0]}}
-    error = 1 - confusion.diagonal() / confusion.sum(1)
-    assert claims.follows_difficulty(record) == pytest.approx(stats.spearmanr([0.1, 0.2, 0.3, 0.0], error).statistic)
-
-
-def test_ledger_is_written_whole(project):
-    table = claims.ledger({}, [1, 52])
-    claims.write(table)
-    again = pd.read_csv(project / "results" / "claims.csv")
-    assert list(again["number"]) == [1, 52] and list(again["verdict"]) == list(table["verdict"])
-    assert store.folder("results") == project / "results"
 
 
 def test_gaps_change_only_the_reading_first():
@@ -586,21 +335,22 @@ def test_gaps_change_only_the_reading_first():
     assert table.loc[("label-free evaluation", 2)].tolist() == pytest.approx([90, 91, 1])
 
 
-def test_s3_waits_for_its_search(project, monkeypatch):
+def test_s3_waits_for_its_search(project, monkeypatch, capsys):
     trained = []
 
-    def in_time(train_one, run, deadline, threads):
-        if len(trained) == allowed:  # the budget is spent
-            return run, None
-        trained.append("search" if run.evaluated == "val" else run)
-        return run, fake(run, 0.5 + run.lr)
+    def train(self, full=False, **options):
+        runs = self.planned()[: allowed - len(trained)]  # until the budget is spent
+        write(self, *self.read().values(), *(fake(run, 0.5 + run.lr) for run in runs))
+        trained.extend(runs)
 
-    monkeypatch.setattr(store, "_in_time", in_time)
+    monkeypatch.setattr(Study, "train", train)
     allowed = 10
-    replicas.runs(["s3_mnist", "fp32"])
-    assert [run.fp32 for run in trained[:3]] == [True] * 3 and trained[3:] == ["search"] * 7  # no rates, no S3
+    command.train(command.find("s3_mnist"))
+    assert {run.evaluated for run in trained} == {"val"} and len(trained) == 10
+    assert "s3_mnist waits: replicas.jsonl lacks S3's search" in capsys.readouterr().out
+    trained.clear()
     allowed = 100
-    replicas.runs(["s3_mnist"])
-    assert trained[10:27] == ["search"] * (len(replicas.search()) - 7)
-    assert {run.lr for run in trained[27:]} == {0.1}
-    assert [run.seed for run in trained[27:]] == [0] * 5 + [1] * 5 + [2] * 5
+    command.train(command.find("s3_mnist"))
+    search = len(replicas.search())
+    assert {run.evaluated for run in trained[:search]} == {"val"} and {run.lr for run in trained[search:]} == {0.1}
+    assert [run.seed for run in trained[search:]] == [0] * 5 + [1] * 5 + [2] * 5

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib import statistics
+from studies import statistics, tables
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=9).filter(lambda v: np.std(v) > 1e-3))
@@ -68,7 +68,7 @@ def test_a_loss_with_fewer_seeds_is_compared_within_its_seeds():
 def test_without_a_second_seed_nothing_is_claimed():
     table = statistics.differences(long({"A": [1.0], "B": [9.0]}), "f1", "A")
     assert math.isnan(table.loc["B", "low"]) and table.loc["B", "verdict"] == "one seed: open"
-    assert statistics.summary(long({"A": [1.0]}), {"F1": ("f1", 1, 1)}).loc["A", "F1"] == "1.0"
+    assert tables.summary(long({"A": [1.0]}), {"F1": ("f1", 1, 1)}).loc["A", "F1"] == "1.0"
 
 
 def test_means_pool_the_spread_over_the_groups():
@@ -87,7 +87,7 @@ def test_means_of_one_group_are_its_interval():
 
 def test_summary():
     frame = pd.DataFrame({"head": ["B", "A", "B"], "f1": [0.5, 0.25, 0.7], "ece": [0.1, 0.2, 0.1]})
-    table = statistics.summary(frame, {"F1 (%)": ("f1", 100, 1), "ECE": ("ece", 1, 3)})
+    table = tables.summary(frame, {"F1 (%)": ("f1", 100, 1), "ECE": ("ece", 1, 3)})
     assert list(table.index) == ["B", "A"] and list(table["n"]) == [2, 1]
     half = stats.t.ppf(0.975, 1) * 100 * np.std([0.5, 0.7], ddof=1)
     assert list(table["F1 (%)"]) == [f"60.0 ± {half / 2**0.5:.1f}", f"25.0 ± {half:.1f}"]
@@ -98,11 +98,11 @@ def test_summary_with_bootstrap_intervals():
     frame = pd.DataFrame({"head": ["A"] * 5 + ["B"] * 5, "f1": [0.1, 0.2, 0.3, 0.4, 0.9] + [0.5] * 5})
     columns = {"F1": ("f1", 100, 1), "recall": ("recall_at_1", 100, 1)}
     mean, low, high = statistics.bootstrap(100 * frame["f1"][:5])
-    table = statistics.summary(frame, columns, bootstrapped=True)
+    table = tables.summary(frame, columns, bootstrapped=True)
     assert list(table["F1"]) == [f"{mean:.1f} [{low:.1f}, {high:.1f}]", "50.0 [50.0, 50.0]"]
     assert "recall" not in table  # older records lack it
     few = frame[:-1]
-    assert statistics.summary(few, columns, bootstrapped=True).equals(statistics.summary(few, columns))
+    assert tables.summary(few, columns, bootstrapped=True).equals(tables.summary(few, columns))
 
 
 def test_bootstrap_by_hand():
@@ -141,9 +141,9 @@ def test_reached_is_the_first_epoch_at_the_accuracy():
 def test_convergence_does_not_average_over_some_of_the_runs():
     slow = {"val_accuracy": [0.1, 0.2, 0.3, 0.8], "seconds": [2.0, 4.0, 6.0, 8.0]}
     frame = pd.DataFrame({"head": ["A", "A"], "history": [HISTORY, slow]})
-    table = statistics.convergence(frame, [0.8, 0.9])
+    table = tables.convergence(frame, [0.8, 0.9])
     assert table.loc["A"].tolist() == [2, "3.0", "6", "1 of 2 runs", "1 of 2 runs"]
-    table = statistics.convergence(pd.DataFrame({"head": "A", "history": [HISTORY] * 3 + [slow] * 3}), [0.8])
+    table = tables.convergence(pd.DataFrame({"head": "A", "history": [HISTORY] * 3 + [slow] * 3}), [0.8])
     assert table.loc["A"].tolist() == [6, "3.0 [2.3, 3.7]", "6 [5, 7]"]
 
 
@@ -195,7 +195,7 @@ def test_detectable_effect_has_its_power(n, comparisons):
     assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05 / comparisons) == pytest.approx(0.8, abs=0.01)
 
 
-@pytest.mark.parametrize(("n", "comparisons"), [(6, 1), (10, 2), (10, 9)])
+@pytest.mark.parametrize(("n", "comparisons"), [(6, 1), (10, 9)])
 def test_detectable_effect_has_its_power_by_the_exact_test(n, comparisons):
     shift = statistics.detectable(2.0, n, comparisons, exact=True)
     assert shift > 0.97 * statistics.detectable(2.0, n, comparisons)
@@ -247,10 +247,8 @@ def test_with_five_seeds_the_interval_decides(ten):
     assert table["detectable"].tolist() == pytest.approx([statistics.detectable(sd, 5, 2, df=8)] * 2)  # 8 = 4 * 2
     assert table.loc["B", "p"] == 2.0**-4 and table.loc["B", "low"] > 0
     assert table.loc["B", "verdict"] == "higher"  # which p could not say
-    assert "below 0.062, 0.12 after correction for 2 comparisons: it cannot reach 5 %" in statistics.power_note(
-        table, "x"
-    )
-    assert "it cannot" not in statistics.power_note(statistics.compare(ten, "f1", "A"), "x")
+    assert "below 0.062, 0.12 after correction for 2 comparisons: it cannot reach 5 %" in tables.power_note(table, "x")
+    assert "it cannot" not in tables.power_note(statistics.compare(ten, "f1", "A"), "x")
 
 
 def test_compare_needs_common_seeds_only(ten):
@@ -261,7 +259,7 @@ def test_compare_needs_common_seeds_only(ten):
 def test_compare_of_one_seed_claims_nothing(ten):
     table = statistics.compare(ten[ten["seed"] == 0], "f1", "A")
     assert set(table["verdict"]) == {"one seed: open"} and table[["p", "d", "detectable"]].isna().all(axis=None)
-    assert statistics.power_note(table, "points") == "One seed: nothing can be tested."
+    assert tables.power_note(table, "points") == "One seed: nothing can be tested."
 
 
 def test_rounding_is_no_spread():
@@ -278,16 +276,16 @@ def test_compare_of_a_missing_metric(ten):
 
 def test_readable_shows_every_number(ten):
     table = statistics.compare(ten, "f1", "A")
-    row = statistics.readable(table, 1).loc["B"]
-    assert row["difference"] == statistics.bracket(table.loc["B"], 1)
+    row = tables.readable(table, 1).loc["B"]
+    assert row["difference"] == tables.bracket(table.loc["B"], 1)
     assert row["bootstrap 95 %"] == f"[{table.loc['B', 'boot_low']:+.1f}, {table.loc['B', 'boot_high']:+.1f}]"
     assert row["p (Holm)"] == "0.004" and row["P(better)"].startswith(f"{table.loc['B', 'improvement']:.2f} [")
 
 
 def test_triplet_neither_widens_the_other_intervals_nor_borrows_their_spread(ten):
     rng = np.random.default_rng(3)
-    wild = pd.DataFrame([{"head": "Triplet", "seed": s, "f1": rng.normal(0.5, 0.2)} for s in range(10)])
-    both = pd.concat([ten, wild], ignore_index=True)
+    wild = pd.DataFrame([{"head": "Triplet", "seed": s, "f1": rng.normal(0.5, 0.2), "apart": True} for s in range(10)])
+    both = pd.concat([ten.assign(apart=False), wild], ignore_index=True)
     table, without = (statistics.compare(frame, "f1", "A", ["B", "C"]) for frame in (both, ten))
     pd.testing.assert_frame_equal(table, without)
     every = statistics.compare(both, "f1", "A")
@@ -296,7 +294,16 @@ def test_triplet_neither_widens_the_other_intervals_nor_borrows_their_spread(ten
     assert tuple(every.loc["Triplet", ["low", "high"]]) == pytest.approx((test.low, test.high))
     sd = (wide["Triplet"] - wide["A"]).std()
     assert every.loc["Triplet", "detectable"] == pytest.approx(statistics.detectable(sd, 10, 3, exact=True))
-    assert "(Triplet aside, whose noise is its own)" in statistics.power_note(every, "x")
+    assert "(Triplet aside, whose noise is its own)" in tables.power_note(every, "x")
     values, alone = statistics.by_loss(both, "f1"), statistics.by_loss(ten, "f1")
-    np.testing.assert_allclose(statistics.means(values)["A"], statistics.means(alone)["A"])
-    np.testing.assert_allclose(statistics.means(values)["Triplet"], statistics.interval(values["Triplet"]))
+    means = statistics.means(values, apart=statistics.apart(both))
+    np.testing.assert_allclose(means["A"], statistics.means(alone)["A"])
+    np.testing.assert_allclose(means["Triplet"], statistics.interval(values["Triplet"]))
+    columns = {"F1": ("f1", 1, 3)}
+    assert tables.summary(both, columns).loc["A", "F1"] == tables.summary(ten, columns).loc["A", "F1"]
+
+
+def test_apart_is_what_a_column_marks(ten):
+    assert statistics.apart(ten) == set()
+    marked = ten.assign(apart=ten["head"] == "C", stalled=(ten["head"] == "B") & (ten["seed"] == 3))
+    assert statistics.apart(marked) == {"B", "C"} and statistics.apart(marked[marked["seed"] != 3]) == {"C"}

@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
 from test_losses import at, make
 from test_train import build, fit
 from torch.nn import functional as F
 
-from lib import losses, metrics, train
+from lib import heads, metrics, train
 
 
 def batch_hard(x, y, m):
@@ -29,11 +31,33 @@ def test_loss_by_its_definition(seed, w):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(24, 5, generator=g, dtype=torch.float64).requires_grad_()
     y = torch.randint(4, (24,), generator=g)
-    head = losses.make("Triplet", 4, 5, m=0.3)
-    head.w = w
+    head = heads.make("Triplet", 4, 5, m=0.3)
+    head.margin_scale = w
     ours, theirs = head.loss(x, y), batch_hard(x, y, w * 0.3)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_bits_as_pytorch_metric_learning(seed):
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(61, 16, generator=g).requires_grad_(), torch.randint(10, (61,), generator=g)
+    theirs = TripletMarginLoss(margin=0.2)(x, y, BatchHardMiner()(x, y))
+    ours = heads.make("Triplet", 10, 16).loss(x, y)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)))
+
+
+def test_the_same_loss_where_values_cannot_be_read(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(61, 16, generator=g).requires_grad_(), torch.randint(10, (61,), generator=g)
+    head = heads.make("Triplet", 10, 16)
+    expected = head.loss(x, y)
+    monkeypatch.setattr("lib.heads.triplet.readable", lambda x: False)
+    torch.testing.assert_close(
+        [(loss, *torch.autograd.grad(loss, x)) for loss in (head.loss(x, y),)],
+        [(expected, *torch.autograd.grad(expected, x))],
+    )
 
 
 def test_loss_by_hand():
@@ -45,21 +69,21 @@ def test_loss_by_hand():
         chord[90] - chord[120] + 0.2,
     ]  # fmt: skip
     positive = [t for t in terms if t > 0]
-    assert losses.make("Triplet", 2, 2, m=0.2).loss(x, y).item() == pytest.approx(
+    assert heads.make("Triplet", 2, 2, m=0.2).loss(x, y).item() == pytest.approx(
         sum(positive) / len(positive), abs=1e-5
     )
 
 
 def test_loss_does_not_know_the_centres():
     x, y = at(0, 50, 90, 180).requires_grad_(), torch.tensor([0, 0, 1, 1])
-    head = losses.make("Triplet", 2, 2)
+    head = heads.make("Triplet", 2, 2)
     head.loss(x, y).backward()
     assert head.W.grad is None and x.grad.norm() > 0
 
 
 def test_loss_stays_in_fp32_under_autocast():
     x, y = torch.randn(8, 4).bfloat16().requires_grad_(), torch.arange(2).repeat(4)
-    head = losses.make("Triplet", 2, 4)
+    head = heads.make("Triplet", 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         loss = head.loss(x, y)
     assert loss.dtype == torch.float32
@@ -69,7 +93,7 @@ def test_loss_stays_in_fp32_under_autocast():
 @pytest.mark.parametrize("y", [[0, 0, 0], [0, 1, 2]])  # no negative; no positive
 def test_a_batch_without_triplets_has_no_loss(y):
     x = torch.randn(3, 4, requires_grad=True)
-    loss = losses.make("Triplet", 3, 4).loss(x, torch.tensor(y))
+    loss = heads.make("Triplet", 3, 4).loss(x, torch.tensor(y))
     loss.backward()
     assert loss == 0 and (x.grad is None or x.grad.abs().max() == 0)
 
@@ -86,12 +110,19 @@ def test_renew_takes_mean_directions():
     torch.testing.assert_close(head.W.data, at(30, 120, 180))  # class 2 keeps its row
 
 
+def test_the_end_of_an_epoch_renews_the_centres():
+    head = make("Triplet", at(0, 90, 180))
+    head.epoch_end(lambda: (at(10, 50), torch.tensor([0, 0])))
+    torch.testing.assert_close(head.W.data, at(30, 90, 180))
+    heads.make("ArcFace", 3, 2).epoch_end(lambda: 1 / 0)  # which needs no embeddings
+
+
 def test_fit_renews_the_centres_and_counts_the_time(digits, monkeypatch):
     import time
 
     calls, clock = [], time.perf_counter
-    renew = type(losses.make("Triplet", 2, 2)).renew
-    monkeypatch.setattr("lib.triplet.Triplet.renew", lambda head, x, y: calls.append(len(x)) or renew(head, x, y))
+    renew = type(heads.make("Triplet", 2, 2)).renew
+    monkeypatch.setattr("lib.heads.triplet.Triplet.renew", lambda head, x, y: calls.append(len(x)) or renew(head, x, y))
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock() + 100 * len(calls))
     model = build(digits, "Triplet")
     history = fit(model, digits, epochs=2)
@@ -105,6 +136,6 @@ def test_fit_renews_the_centres_and_counts_the_time(digits, monkeypatch):
 def test_only_part_of_a_large_set_is_embedded(digits, monkeypatch):
     many = dataclasses.replace(digits, train=digits.train[torch.arange(10_500) % len(digits.train)])
     seen = []
-    monkeypatch.setattr("lib.triplet.Triplet.renew", lambda head, x, y: seen.append(len(x)))
+    monkeypatch.setattr("lib.heads.triplet.Triplet.renew", lambda head, x, y: seen.append(len(x)))
     fit(build(digits, "Triplet"), many)
     assert seen == [10_000]

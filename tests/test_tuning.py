@@ -2,32 +2,38 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_study import fake
+from test_runs import fake
 
-from lib import losses, missing, store, study, tuning
+from lib import heads, paths
+from studies import __main__ as command
+from studies import records, runs, tuning, tuning_tables
+from studies.study import Incomplete, Study
 
-DATA = list(tuning.SEEDS)
+DATA, LOSSES = list(tuning.SEEDS), tuning.LOSSES
 
 
-def record(project, data, scores=None, name=None, **changes):
+def write(study, *found):
+    """Write a whole file of records, many at once."""
+    paths.write(study.path, "".join(json.dumps(record) + "\n" for record in found))
+
+
+def record_trials(data, scores=None, full=False):
     """Write a record for every trial; scores: {(head, trial): (val_accuracy, val_loss)}, 0.5 and 1 where absent."""
-    counts = {}
-    for config in tuning.trials(data, **changes):
+    counts, found = {}, list(tuning.TUNING[data].read().values())
+    for config in tuning.trials(data, full):
         trial = counts[config.head] = counts.get(config.head, -1) + 1
         accuracy, loss = (scores or {}).get((config.head, trial), (0.5, 1.0))
-        entry = fake(config, metrics={"val_accuracy": accuracy}, history={"val_loss": [9.0, loss]})
-        store.append(store.folder("results") / f"tuning_{data}.jsonl", entry)
+        found.append(fake(config, metrics={"val_accuracy": accuracy}, history={"val_loss": [9.0, loss]}))
+    write(tuning.TUNING[data], *found)
 
 
 def tuned(data, head):
     """What the tuning chose for a loss."""
-    frame = tuning.recorded(data)
+    frame = tuning.results(data)
     best = frame[(frame["head"] == head) & frame["chosen"]].iloc[0]
     return {"constants": best["constants"], "lr": best["lr"], "muon_lr": best["muon_lr"]}
 
@@ -39,7 +45,7 @@ def tuned(data, head):
 @pytest.mark.parametrize("full", [False, True])
 def test_every_loss_has_the_same_budget(data, full):
     configs = tuning.trials(data, full)
-    assert [c.head for c in configs] == [*losses.HEADS, "Triplet"] * 8  # the first trials of all losses come first
+    assert [c.head for c in configs] == [*heads.NINE, "Triplet"] * 8  # the first trials of all losses come first
     assert len(set(configs)) == len(configs) == 80
     same = {(c.epochs, c.train_size, c.batch_size, c.seed, c.network, c.margin_warmup) for c in configs}
     assert len(same) == 1 and (full or configs[0].epochs == tuning.SHORT[data]["epochs"])
@@ -49,7 +55,7 @@ def test_every_loss_has_the_same_budget(data, full):
 
 def test_the_first_trial_is_the_default():
     setting = {"epochs": 2}
-    assert tuning.trials("mnist")[:10] == [study.recipe("mnist", h, tuning.SEED, **setting) for h in tuning.LOSSES]
+    assert tuning.trials("mnist")[:10] == [runs.recipe("mnist", h, tuning.SEED, **setting) for h in tuning.LOSSES]
 
 
 def test_no_final_run_starts_like_a_trial():
@@ -58,7 +64,7 @@ def test_no_final_run_starts_like_a_trial():
 
 @pytest.mark.parametrize("data", DATA)
 def test_trials_stay_in_the_space(data):
-    recipe = study.recipe(data, "Softmax")
+    recipe = runs.recipe(data, "Softmax")
     drawn = [c for c in tuning.trials(data)[10:]]
     for c in drawn:
         assert {name for name, _ in c.constants} == set(tuning.SPACE[c.head])
@@ -67,7 +73,7 @@ def test_trials_stay_in_the_space(data):
             assert low <= value <= high
         factor = c.lr / recipe.lr
         assert 0.5 <= factor <= 2 and c.muon_lr == pytest.approx(factor * recipe.muon_lr, rel=1e-4)
-        losses.make(c.head, 10, 8, **dict(c.constants))  # the head takes them
+        heads.make(c.head, 10, 8, **dict(c.constants))  # the head takes them
     for head, space in tuning.SPACE.items():  # and fill each range
         for name, (low, high) in space.items():
             values = sorted(dict(c.constants)[name] for c in drawn if c.head == head)
@@ -80,28 +86,26 @@ def test_the_same_trials_every_time():
 
 
 def test_a_trial_records_no_test_result(project, monkeypatch):
-    for setting in (tuning.FULL, tuning.CPU):
-        monkeypatch.setitem(setting, "digits", {})
-    monkeypatch.setitem(tuning.SHORT, "digits", {"epochs": 1, "train_size": 192, "embedding_dim": 8})
-    monkeypatch.setattr(tuning, "LOSSES", ("Softmax", "Triplet"))
-    monkeypatch.setattr(tuning, "TRIALS", 2)
-    configs = tuning.trials("digits")
-    tuning.runs(configs, "tuning_digits")
-    lines = [json.loads(line) for line in (project / "results/tuning_digits.jsonl").read_text().splitlines()]
+    short = {"epochs": 1, "train_size": 192, "embedding_dim": 8}
+    configs = [runs.recipe("digits", head, tuning.SEED, lr=lr, **short) for lr in (0.05, 0.1) for head in LOSSES[::9]]
+    study = dataclasses.replace(tuning.TUNING["mnist"], name="tuning_digits", plan=lambda full: configs)
+    monkeypatch.setitem(tuning.TUNING, "digits", study)
+    study.train()
+    lines = [json.loads(line) for line in study.path.read_text().splitlines()]
     assert [list(line["metrics"]) for line in lines] == [["val_accuracy"]] * 4
     assert "test" not in json.dumps([line["history"] for line in lines])
-    frame = tuning.recorded("digits")
+    frame = tuning.results("digits", full=False)
     assert frame["chosen"].sum() == 2 and list(frame["trial"]) == [0, 0, 1, 1]
     assert frame["val_accuracy"].tolist() == pytest.approx([h["val_accuracy"][-1] for h in frame["history"]])
-    tuning.runs(configs, "tuning_digits")  # nothing is trained twice
-    assert len((project / "results/tuning_digits.jsonl").read_text().splitlines()) == 4
+    study.train()  # nothing is trained twice
+    assert len(study.path.read_text().splitlines()) == 4
 
 
 # ---------------------------------------------------------------- the choice
 
 
 def test_validation_accuracy_chooses(project):
-    record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0), ("CosFace", 6): (0.6, 0.1)})
+    record_trials("mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0), ("CosFace", 6): (0.6, 0.1)})
     chosen = {h: tuned("mnist", h) for h in ("ArcFace", "CosFace", "Softmax")}
     configs = {h: [c for c in tuning.trials("mnist") if c.head == h] for h in chosen}
     for head, trial in (("ArcFace", 3), ("CosFace", 5), ("Softmax", 0)):
@@ -111,60 +115,61 @@ def test_validation_accuracy_chooses(project):
 
 
 def test_equal_accuracies_go_by_validation_loss_then_by_order(project):
-    record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("ArcFace", 5): (0.9, 1.0), ("ArcFace", 7): (0.9, 1.0)})
-    frame = tuning.recorded("mnist")
+    record_trials("mnist", {("ArcFace", 3): (0.9, 2.0), ("ArcFace", 5): (0.9, 1.0), ("ArcFace", 7): (0.9, 1.0)})
+    frame = tuning.results("mnist")
     assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [5]
     assert frame.groupby("head")["chosen"].sum().eq(1).all()
 
 
 def test_the_test_set_does_not_choose(project):
-    record(project, "mnist", {("ArcFace", 3): (0.9, 1.0)})
+    record_trials("mnist", {("ArcFace", 3): (0.9, 1.0)})
     other = [c for c in tuning.trials("mnist") if c.head == "ArcFace"][4]
     entry = fake(other, metrics={"val_accuracy": 0.8, "test_accuracy": 1.0}, history={"val_loss": [0.0]})
-    store.append(store.folder("results") / "tuning_mnist.jsonl", entry)
-    frame = tuning.recorded("mnist")
+    records.append(tuning.TUNING["mnist"].path, entry)
+    frame = tuning.results("mnist")
     assert frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].tolist() == [3]
 
 
 def test_one_missing_trial_is_named(project):
-    record(project, "cifar10")
-    path = store.folder("results") / "tuning_cifar10.jsonl"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    for call in (lambda: tuned("cifar10", "Softmax"), lambda: missing.plan("controlled_cifar10")):
-        with pytest.raises(tuning.Incomplete, match=r"lacks 1 of 80 trials: `python -m lib.missing controlled_ci"):
+    record_trials("cifar10")
+    study = tuning.TUNING["cifar10"]
+    write(study, *list(study.read().values())[:-1])
+    for call in (lambda: tuned("cifar10", "Softmax"), tuning.CONTROLLED["cifar10"].planned):
+        with pytest.raises(Incomplete, match=r"lacks 1 of 80 trials: `python -m studies controlled_cifar10` trains"):
             call()
 
 
 def test_trials_for_a_gpu_count_with_the_first_seed_of_their_final_runs(project):
-    record(project, "cifar10", {("ArcFace", 1): (0.9, 1.0)})
-    record(project, "cifar10", {("ArcFace", 2): (0.8, 1.0)}, full=True)
+    record_trials("cifar10", {("ArcFace", 1): (0.9, 1.0)})
+    record_trials("cifar10", {("ArcFace", 2): (0.8, 1.0)}, full=True)
 
     def chosen():
-        frame = tuning.recorded("cifar10")
+        frame = tuning.results("cifar10")
         trial = frame.loc[(frame["head"] == "ArcFace") & frame["chosen"], "trial"].item()
-        return trial, set(frame["epochs"]), {(c.network, c.epochs) for c in tuning.final("cifar10")}
+        return trial, set(frame["epochs"]), {(c.network, c.epochs) for c in tuning.finals("cifar10")}
 
-    final = tuning.final("cifar10", full=True)
+    final = tuning.finals("cifar10", full=True)
     assert {(c.network, c.epochs) for c in final} == {("AirNet", 12)}
-    assert missing.plan("controlled_cifar10", True) == final
-    for config in final[: len(tuning.LOSSES)]:
+    assert tuning.CONTROLLED["cifar10"].planned(True) == final
+    last = len(tuning.LOSSES) - 1  # of the first seed
+    for part in (final[:last], final[last : last + 1]):
         assert chosen() == (1, {6}, {("NarrowAirNet", 4)})
-        store.append(store.folder("results") / "controlled_cifar10.jsonl", fake(config))
+        write(tuning.CONTROLLED["cifar10"], *tuning.CONTROLLED["cifar10"].read().values(), *map(fake, part))
     assert chosen() == (2, {12}, {("AirNet", 12)})
 
 
 def test_a_diverging_trial_loses_and_the_others_go_on(project, monkeypatch):
-    configs = [study.recipe("digits", head, seed=tuning.SEED) for head in ("NormFace", "ArcFace")]
-    execute = study.execute
+    configs = [runs.recipe("digits", head, tuning.SEED, epochs=3) for head in ("NormFace", "ArcFace")]
+    execute = runs.execute
 
-    def diverge(config, progress=True):
+    def diverge(config, progress):
         if config.head == "NormFace":
             raise FloatingPointError("the loss became nan")
         return execute(config, progress)
 
-    monkeypatch.setattr(study, "execute", diverge)
-    tuning.runs(configs, "tuning_digits")
-    lost, won = store.read(project / "results/tuning_digits.jsonl", study.Config).values()
+    monkeypatch.setattr(runs, "execute", diverge)
+    found = dataclasses.replace(tuning.TUNING["mnist"], name="tuning_digits", plan=lambda full: configs).train()
+    lost, won = found.values()
     assert lost["metrics"] == {"val_accuracy": 0.0} and won["metrics"]["val_accuracy"] > 0.5
 
 
@@ -173,23 +178,22 @@ def test_a_diverging_trial_loses_and_the_others_go_on(project, monkeypatch):
 
 @pytest.mark.parametrize("data", DATA)
 def test_final_runs_have_all_images_at_tuned_constants(project, data):
-    record(project, data, {("AdaLoss", 4): (0.9, 1.0)})
-    configs, seeds = missing.plan(f"controlled_{data}"), tuning.SEEDS[data]
+    record_trials(data, {("AdaLoss", 4): (0.9, 1.0)})
+    configs, seeds = tuning.CONTROLLED[data].planned(), tuning.SEEDS[data]
     assert [(c.head, c.seed) for c in configs] == [(h, s) for s in range(seeds) for h in tuning.LOSSES]
     adaloss = [c for c in tuning.trials(data) if c.head == "AdaLoss"][4]
     for c in configs:
-        recipe, best = study.recipe(data, c.head, c.seed, **tuning.CPU[data]), adaloss if c.head == "AdaLoss" else None
+        recipe, best = runs.recipe(data, c.head, c.seed, **tuning.CPU[data]), adaloss if c.head == "AdaLoss" else None
         changes = {k: getattr(best, k) for k in ("constants", "lr", "muon_lr")} if best else {}
         assert c == dataclasses.replace(recipe, **changes)
 
 
 def test_only_complete_seeds_count(project):
-    record(project, "cifar10")
-    with pytest.raises(ValueError, match=r"no complete seed: `python -m lib.missing controlled_cifar10`"):
+    record_trials("cifar10")
+    with pytest.raises(ValueError, match=r"no complete seed: `python -m studies controlled_cifar10`"):
         tuning.finished("cifar10")
-    for config in missing.plan("controlled_cifar10")[:27]:  # two seeds and seven runs of a third
-        entry = fake(config, history={"val_accuracy": [0.2, 0.6]})
-        store.append(store.folder("results") / "controlled_cifar10.jsonl", entry)
+    part = tuning.CONTROLLED["cifar10"].planned()[:27]  # two seeds and seven runs of a third
+    write(tuning.CONTROLLED["cifar10"], *(fake(config, history={"val_accuracy": [0.2, 0.6]}) for config in part))
     frame = tuning.finished("cifar10")
     assert list(frame["curve"]) == pytest.approx([0.4] * len(frame))
     assert list(frame["seed"].unique()) == [0, 1] and list(frame["head"]) == [*tuning.LOSSES] * 2
@@ -217,7 +221,7 @@ def outcomes(**gains):
     ],
 )  # fmt: skip
 def test_the_answer_follows_the_runs(gains, ends):
-    text = tuning.answer(outcomes(**gains))
+    text = tuning_tables.answer(outcomes(**gains))
     assert f" {ends} Of the other adaptive losses, none is shown to differ" in text
     worse = gains.get("test_accuracy", 0) < 0 or gains.get("angle_ratio", 0) > 0
     assert ("], worse" in text) == worse
@@ -226,50 +230,39 @@ def test_the_answer_follows_the_runs(gains, ends):
 def test_the_answer_names_other_adaptive_losses():
     frame = outcomes(angle_ratio=0.05)
     adaface = frame[frame["head"] == "AdaLoss"].assign(head="AdaFace")
-    text = tuning.answer(pd.concat([frame, adaface], ignore_index=True))
+    text = tuning_tables.answer(pd.concat([frame, adaface], ignore_index=True))
     assert "Of the other adaptive losses, AdaFace is worse in angle within / between (+0.050 [" in text
 
 
 def test_the_command_trains_trials_before_final_runs(project, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(study, "runs", lambda configs, name, **k: calls.append((name, len(configs))))
-    monkeypatch.setattr(tuning, "runs", lambda configs, name, **k: calls.append((name, len(configs))))
-    monkeypatch.setattr(sys, "argv", ["missing", "controlled_mnist", "--budget", "5"])
-    missing.main()
+    monkeypatch.setattr(Study, "train", lambda self, *a, **k: calls.append((self.name, len(self.planned()))))
+    command.main(["controlled_mnist", "--budget", "5"])
     assert calls == [("tuning_mnist", 80)]  # the budget ended before the trials did
     assert "controlled_mnist waits: tuning_mnist.jsonl lacks 80 of 80 trials" in capsys.readouterr().out
-    record(project, "mnist")
-    missing.main()
+    record_trials("mnist")
+    command.main(["controlled_mnist"])
     assert calls[1:] == [("tuning_mnist", 80), ("controlled_mnist", 100)]
-
-
-def test_an_unknown_study_is_refused():
-    command = [sys.executable, "-m", "lib.missing", "controled_mnist"]
-    result = subprocess.run(command, cwd=store.PROJECT, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.startswith("error: unknown study 'controled_mnist'")
-
-
-def test_smoke_is_small(monkeypatch):
-    monkeypatch.setenv("PROFILE", "smoke")
-    configs = tuning.trials("cifar10")
-    assert len(configs) == len(set(configs)) == 8 and {c.train_size for c in configs} == {512}
+    calls.clear()
+    command.main(["controlled_mnist", "tuning_mnist"])
+    assert calls == [("tuning_mnist", 80), ("controlled_mnist", 100)]  # each once
 
 
 def test_constants_as_text():
-    assert tuning.written((("m", 0.3), ("s", 16.0))) == "m = 0.3, s = 16" and tuning.written([]) == "none"
+    assert tuning_tables.written((("m", 0.3), ("s", 16.0))) == "m = 0.3, s = 16" and tuning_tables.written([]) == "none"
     assert np.isfinite([limit for space in tuning.SPACE.values() for r in space.values() for limit in r]).all()
 
 
 def test_tables_show_every_trial(project):
-    record(project, "mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0)})
-    frame = tuning.recorded("mnist")
-    table, settings = tuning.table(frame), tuning.settings(frame)
-    assert list(table.index) == list(tuning.space().index) == list(tuning.LOSSES)
+    record_trials("mnist", {("ArcFace", 3): (0.9, 2.0), ("CosFace", 5): (0.7, 1.0)})
+    frame = tuning.results("mnist")
+    table, settings = tuning_tables.table(frame), tuning_tables.settings(frame)
+    assert list(table.index) == list(tuning_tables.space().index) == list(tuning.LOSSES)
     assert table.loc["ArcFace", ["defaults", "1", "2", "3"]].tolist() == ["50.00", "50.00", "50.00", "90.00"]
     arcface = [c for c in tuning.trials("mnist") if c.head == "ArcFace"][3]
     row = table.loc["ArcFace", ["chosen", "factor on lr", "constants"]].tolist()
-    assert row == ["3", f"{arcface.lr / 0.1:g}", tuning.written(arcface.constants)]
+    assert row == ["3", f"{arcface.lr / 0.1:g}", tuning_tables.written(arcface.constants)]
     assert table.loc["Softmax", ["chosen", "constants"]].tolist() == ["defaults", "defaults"]
     assert len(settings) == 80 and list(settings["trial"][:8]) == list(range(8))
     assert list(settings["loss"].unique()) == list(tuning.LOSSES)
-    assert tuning.space().loc["AdaLoss"].item() == "s 8 to 40, m 0.05 to 0.6, gamma 0.1 to 1.5"
+    assert tuning_tables.space().loc["AdaLoss"].item() == "s 8 to 40, m 0.05 to 0.6, gamma 0.1 to 1.5"

@@ -1,0 +1,1 @@
+"""The report, and what builds what is handed in: executed notebooks, the PDF, the submission."""

@@ -1,0 +1,67 @@
+"""Read and execute notebooks. Whatever a user can get wrong raises ValueError or OSError with one line that names the
+cause and the cure."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from tqdm import tqdm
+
+from lib import paths
+
+
+def read(notebook: Path) -> nbformat.NotebookNode:
+    """The notebook. Raises ValueError if there is none."""
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except FileNotFoundError:
+        raise ValueError(f"{notebook} is missing: run `make report`") from None
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{notebook} is not a notebook ({line(error)}): restore it") from None
+
+
+def line(message) -> str:
+    text = " ".join(str(message).split())
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def execute(notebook: Path, destination: Path) -> None:
+    """Run a notebook from a clean kernel in its own folder and write the result to destination.
+
+    Raises ValueError with the notebook, the section and the exception of a failing cell.
+    """
+    nb = read(notebook)
+    headings, current = sections(nb), 0
+    client = NotebookClient(nb, timeout=None, kernel_name="python3", coalesce_streams=True)
+    client.resources = {"metadata": {"path": str(notebook.parent)}}
+    client.extra_arguments = ["--log-level=ERROR"]
+
+    def show(cell, cell_index):
+        nonlocal current
+        current = cell_index
+        bar.update(cell_index + 1 - bar.n)
+        bar.set_postfix_str(headings[cell_index])
+
+    client.on_cell_start = show
+    with tqdm(total=len(nb.cells), unit="cell", desc=notebook.stem, file=sys.stdout) as bar:
+        try:
+            client.execute()
+        except (CellExecutionError, DeadKernelError) as error:
+            cause = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else error
+            raise ValueError(f"{notebook.name}, section {headings[current]!r}: {line(cause)}") from None
+    for cell in nb.cells:
+        cell.metadata.pop("execution", None)  # time stamps
+    paths.write(destination, nbformat.writes(nb) + "\n")
+
+
+def sections(nb) -> list[str]:
+    """The heading above each cell."""
+    names, current = [], "before the first heading"
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            current = (re.findall(r"^#+ +(.+?)(?: *\{.*\})?$", cell.source, re.M) or [current])[-1]
+        names.append(current)
+    return names

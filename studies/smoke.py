@@ -1,0 +1,47 @@
+"""The smoke profile (PROFILE=smoke): every study in miniature. Only this file knows how; plans do not ask."""
+
+import dataclasses
+from collections import Counter
+
+from lib import paths
+from lib.data import Data
+
+SEEDS, TRIALS = 2, 2  # of a plan; per seed and loss that differ in constants and rates alone
+SMALL = {"epochs": 1, "low_res_epochs": 0, "train_size": 128, "batch_size": 64}
+LEFT_OUT = ("SphereFace", "CosFace", "CombinedMargin", "CurricularFace")  # enough losses are left
+
+
+def shrink(run):
+    """A run of a fraction of a second in the smoke profile, the same run elsewhere; any dataclass of runs."""
+    if not paths.smoke():
+        return run
+    fields = {field.name for field in dataclasses.fields(run)}
+    small = {name: value for name, value in SMALL.items() if name in fields}
+    if "head" in fields:
+        small["network"] = "Narrow" * (run.network in ("AirNet", "SmoothAirNet")) + run.network
+    return dataclasses.replace(run, **small)
+
+
+def thin(plan) -> list:
+    """The distinct runs of a plan; in the smoke profile of few seeds, losses and constants, and shrunk."""
+    plan = list(dict.fromkeys(plan))
+    if not paths.smoke():
+        return plan
+    seeds, counts, kept = list(dict.fromkeys(run.seed for run in plan))[:SEEDS], Counter(), []
+    for run in plan:
+        if run.seed not in seeds:
+            continue
+        if hasattr(run, "head"):
+            setting = dataclasses.replace(run, constants=(), lr=0.0, muon_lr=0.0)
+            counts[setting] += 1
+            if counts[setting] > TRIALS or (run.head in LEFT_OUT and not hasattr(run, "known")):
+                continue
+        kept.append(shrink(run))
+    return list(dict.fromkeys(kept))
+
+
+def shrink_data(data: Data) -> Data:
+    """In the smoke profile a set of 2,000 training images and 250 others each."""
+    if not paths.smoke():
+        return data
+    return dataclasses.replace(data, train=data.train[:2000], val=data.val[:250], test=data.test[:250])

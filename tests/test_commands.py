@@ -1,0 +1,186 @@
+"""What is typed at a prompt: python -m studies, report, lib and the benchmarks, and make."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_tuning import record_trials
+
+from report.__main__ import main as report
+from studies import claims, replicas, runs
+from studies.__main__ import STUDIES
+from studies.__main__ import main as studies
+from studies.study import Study
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refused(command, *arguments) -> str:
+    """The line with which a command ends that does nothing."""
+    with pytest.raises(SystemExit) as ended:
+        command([*arguments])
+    line = ended.value.code  # which Python prints, with 1 as exit status
+    assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line
+    return line
+
+
+def files(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------- python -m studies
+
+
+def test_list_of_an_empty_folder(project, capsys):
+    studies(["--list"])
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines() if line}
+    assert rows.keys() >= STUDIES.keys() and "0 of 27" in rows["mnist"] and "unknown" in rows["mnist"]
+    assert " waits " in rows["controlled_mnist"] and "lacks 80 of 80 trials" in rows["controlled_mnist"]
+    assert not files(project)
+
+
+def test_list_of_what_is_recorded(project, capsys):
+    record_trials("mnist")
+    runs.MAIN["mnist"].path.write_text((ROOT / "results" / "mnist.jsonl").read_text())
+    before = files(project)
+    studies(["--list"])
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert re.search(r" 27 of 27 +- ", rows["mnist"]) and re.search(r" 80 of 80 +- ", rows["tuning_mnist"])
+    assert re.search(r" 0 of 100 +unknown ", rows["controlled_mnist"])
+    assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["controled_mnist"], "unknown study 'controled_mnist': `python -m studies --list` names them"),
+        (["mnist", "minst"], "unknown study 'minst'"),  # before the first is trained
+        (["--jobs"], "argument --jobs: expected one argument"),
+        (["--jobs", "many"], "invalid int value: 'many'"),
+        (["--jobs", "0"], "--jobs 0: give the number of runs"),
+        (["--budget", "0"], "--budget 0: give seconds, more than 0"),
+        (["--budget", "nan"], "--budget nan"),
+        (["claims", "999"], "there is no claim 999: choose from 1 to"),
+        (["claims", "x"], "there is no claim x: choose from 1 to"),
+        (["claims", "7", "-1"], "-1"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_studies_refuse_in_one_line(project, arguments, message):
+    assert message in refused(studies, *arguments) and not files(project)
+
+
+@pytest.mark.parametrize(("name", "value"), [("PROFILE", "foo"), ("RETRAIN", "yes")])
+def test_a_wrong_setting_stops_every_command(project, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    for arguments in ([], ["--list"], ["mnist"], ["claims"], ["claims", "7"]):
+        assert refused(studies, *arguments).startswith(f"error: {name}={value} is unknown: leave it out or use {name}=")
+    title = ["Lovelace", "Ada", "1"]
+    for arguments in (
+        ["execute", "x.ipynb"],
+        ["pdf"],
+        ["check_name", *title],
+        ["submission", *title],
+        ["colab", "a/b"],
+    ):
+        assert refused(report, *arguments).startswith(f"error: {name}={value} is unknown")
+    assert refused(report, "summary", "x", "y").startswith(f"error: {name}={value} is unknown")
+    assert not files(project)
+
+
+def test_a_file_names_the_studies_that_share_it(project, monkeypatch):
+    trained = []
+    monkeypatch.setattr(Study, "train", lambda self, *args, **options: trained.append(self.name))
+    studies(["replicas"])
+    assert set(trained) == set(replicas.PLANS)
+    assert trained.index("s3_search") < trained.index("s3_mnist") and len(trained) == len(set(trained))
+
+
+def test_a_budget_is_for_all_studies_together(project, monkeypatch):
+    given = []
+    monkeypatch.setattr(Study, "train", lambda self, full, n_jobs, budget: given.append((full, n_jobs, budget)))
+    studies(["mnist", "cifar10", "--budget", "100", "--jobs", "3", "--full"])
+    assert len(given) == 2 and all(one[:2] == (True, 3) for one in given) and 99 < given[1][2] <= given[0][2] <= 100
+
+
+def test_an_interrupted_call_says_so(project, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "train", interrupt)
+    with pytest.raises(SystemExit, match=r"^interrupted: what had finished is recorded$"):
+        studies(["mnist"])
+
+
+def test_the_ledger_is_written_and_a_claim_printed(project, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "ledger", lambda found, numbers=None, make=claims.ledger: make(found, numbers or [52]))
+    monkeypatch.setattr(replicas, "recorded", dict)
+    studies(["claims"])
+    assert list(pd.read_csv(project / "results" / "claims.csv")["number"]) == [52]
+    number = claims.claims().query("source == 'S4' and kind == 'exact'").index[0]
+    studies(["claims", str(number)])
+    assert capsys.readouterr().out.startswith(f"{number} (S4) ")
+
+
+# ---------------------------------------------------------------- what can be run
+
+RUNNABLE = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for part in ("lib", "studies", "report", "benchmarks")
+    for path in sorted((ROOT / part).rglob("*.py"))
+    if '\nif __name__ == "__main__":' in path.read_text()
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, of what is imported already
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_help_starts_nothing(project, monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and out.startswith("usage: ") and len(out.splitlines()) > 4 and not err
+    assert not files(project)
+
+
+def test_all_that_can_be_run_is_found():
+    assert {"studies", "report", "benchmarks.head_costs", "benchmarks.recipes"} <= set(RUNNABLE)
+
+
+def test_a_mistake_is_one_line_and_no_traceback():
+    done = subprocess.run([sys.executable, "-m", "report", "nothing"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["pfd"], "invalid choice: 'pfd'"),
+        (["check_name", "", "Ada", "1"], "LASTNAME is empty"),
+        (["check_name", "Lovelace"], "the following arguments are required: firstname, id"),
+        (["colab", "x"], "REPO 'x'"),
+        (["execute", "nowhere.ipynb"], "nowhere.ipynb is missing"),
+    ],
+)
+def test_the_report_refuses_in_one_line(project, arguments, message):
+    assert message in refused(report, *arguments) and not files(project)
+
+
+def test_make_lists_its_targets_and_refuses_an_unknown_profile():
+    def make(*arguments):
+        command = ["make", "-C", str(ROOT), "--no-print-directory", *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    for target in ("report", "test", "lab", "submission", "colab", "study", "bench", "clean"):
+        assert f"make {target}" in make().stdout
+    wrong = make("report", "PROFILE=foo")
+    assert wrong.returncode and "PROFILE=foo is unknown" in wrong.stderr and wrong.stderr.count("\n") == 1

@@ -1,0 +1,104 @@
+import warnings
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from lib import plots
+from studies import figures, statistics
+
+
+@pytest.fixture
+def ax():
+    fig, ax = plt.subplots(figsize=(3, 2))
+    yield ax
+    fig.canvas.draw()  # what draws lazily may still fail
+    plt.close(fig)
+
+
+@pytest.fixture
+def frame():
+    rows = [
+        {"head": head, "seed": seed, "f1": 0.9 + 0.01 * seed, "history": {"loss": [3.0 - seed, 1.0, 2.0]}}
+        for head in ("ArcFace", "Softmax")
+        for seed in range(2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_curves_show_mean_and_interval(ax, frame):
+    figures.curves(ax, frame, "loss", scale=10)
+    assert [line.get_label() for line in ax.lines] == ["ArcFace", "Softmax"]
+    for line in ax.lines:
+        assert to_hex(line.get_color()) == to_hex(plots.COLOURS[line.get_label()])
+        np.testing.assert_allclose(line.get_xydata(), [[1, 25], [2, 10], [3, 20]])
+    band = ax.collections[0].get_paths()[0].vertices
+    pooled = statistics.means({"ArcFace": [30, 20], "Softmax": [30, 20]})
+    assert band[:, 1].max() == pytest.approx(pooled["ArcFace"][2])
+
+
+def test_curves_of_chosen_losses(ax, frame):
+    figures.curves(ax, frame, "loss", heads=["Softmax"])
+    assert [line.get_label() for line in ax.lines] == ["Softmax"]
+
+
+def test_extremes_are_marked(ax, frame):
+    figures.curves(ax, frame, "loss")
+    figures.mark_extremes(ax, frame, "loss", ["ArcFace"])
+    assert [(t.get_text(), t.xy) for t in ax.texts] == [("1.000", (2, 1.0)), ("2.500", (1, 2.5))]
+
+
+def test_intervals_show_every_seed(ax, frame):
+    figures.intervals(ax, frame, "f1", scale=100)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "Softmax"]
+    assert list(ax.lines[2].get_xdata()) == pytest.approx([90, 91])
+    pooled = statistics.means({"ArcFace": [90, 91], "Softmax": [90, 91]})
+    assert list(ax.lines[0].get_xdata()) == pytest.approx(list(pooled["ArcFace"][1:]))
+
+
+def test_difference_is_drawn_with_its_interval(ax):
+    table = pd.DataFrame({"mean": [1.0, -2.0], "low": [0.5, -5.0], "high": [1.5, 1.0]}, index=["ArcFace", "AdaLoss"])
+    figures.difference(ax, table)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "AdaLoss"]
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [-5.0, 1.0], [-2.0], [0, 0]]
+
+
+def test_difference_with_bootstrap_intervals_and_an_arm_without_colour(ax):
+    columns = {"mean": [1.0], "low": [0.5], "high": [1.5], "boot_low": [0.7], "boot_high": [1.2]}
+    figures.difference(ax, pd.DataFrame(columns, index=["schedule: rising"]))
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [0.7, 1.2], [0, 0]]
+    assert to_hex(ax.lines[0].get_color()) == to_hex("0.2")
+
+
+def test_a_row_far_from_the_others_is_written_at_the_edge():
+    table = pd.DataFrame(
+        {"mean": [0.1, -0.1, 0.2, -33.0], "low": [0, -0.3, 0, -35.0], "high": [0.2, 0.1, 0.4, -31.0]},
+        index=["CosFace", "ArcFace", "AdaLoss", "Triplet"],
+    )
+    _, (zoomed, whole) = plt.subplots(1, 2)
+    figures.difference(zoomed, table)
+    assert -1 < zoomed.get_xlim()[0] < -0.3 and 0.4 < zoomed.get_xlim()[1] < 1
+    assert [text.get_text() for text in zoomed.texts] == ["← -33"]
+    figures.difference(whole, table[:3])
+    assert not whole.texts
+    plt.close()
+
+
+def test_a_wide_interval_around_a_near_mean_is_cut_off_without_a_word(ax):
+    rows = {
+        "ArcFace": (0.1, 0, 0.2),
+        "CosFace": (-0.1, -0.3, 0.1),
+        "AdaLoss": (0.2, 0, 0.4),
+        "Triplet": (0.1, -35, 35.2),
+    }
+    table = pd.DataFrame(rows, index=["mean", "low", "high"]).T
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.difference(ax, table.reindex([*table.index, "LDAM"]))  # without runs: an empty row
+    assert ax.get_xlim()[0] > -1 and ax.get_xlim()[1] < 1 and not ax.texts

@@ -1,0 +1,155 @@
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from studies import image_folder
+
+
+def load(name):
+    return image_folder.load(*image_folder.find(name))
+
+
+def test_no_folder():
+    assert image_folder.find("no/such/folder") is None and image_folder.find("no/such/folder@24") is None
+
+
+def pictures(path, **classes):
+    """path/<class>/<i>.png, that many of each class, grey and colour in turn, of unequal sizes."""
+    for shade, (name, count) in enumerate(classes.items()):
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            mode, colour = ("L", 60 * shade) if i % 2 else ("RGB", (60 * shade, i, 0))
+            Image.new(mode, (20 + i, 30 - i), colour).save(path / name / f"{i:02}.png")
+    return path
+
+
+def test_image_folder(tmp_path):
+    d = load(f"{pictures(tmp_path / 'pets', cat=20, dog=20, eel=10)}@16")
+    assert (d.name, d.classes, d.flip) == ("pets", ["cat", "dog", "eel"], False)
+    assert [len(s) for s in d.splits().values()] == [35, 5, 10]
+    assert torch.bincount(d.test.labels).tolist() == [4, 4, 2]
+    assert torch.bincount(d.val.labels).tolist() == [2, 2, 1]
+    for split in d.splits().values():
+        assert split.images.shape[1:] == (3, 16, 16) and split.images.dtype == torch.uint8
+        assert ((split.images[:, 0] - 60 * split.labels[:, None, None]) == 0).all()  # red is the class's shade
+    x = d.normalise(d.train.images)
+    assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+
+
+def test_a_constant_channel_stays_finite(tmp_path):
+    for i in range(12):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * i, 5 * i, 0)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    d = load(f"{tmp_path}@8")
+    assert d.normalise(d.train.images).isfinite().all()
+
+
+def test_smallest_image_folder(tmp_path):
+    d = load(f"{pictures(tmp_path, a=5, b=5)}@8")
+    assert [len(s) for s in d.splits().values()] == [6, 2, 2]
+    assert all(s.labels.unique().tolist() == [0, 1] for s in d.splits().values())
+
+
+def test_folder_images_are_in_fixed_random_order(tmp_path):
+    path = pictures(tmp_path, a=20, b=20)
+    first, again = load(path), load(path)
+    assert first.train[:10].labels.unique().tolist() == [0, 1]
+    assert torch.equal(first.train.images, again.train.images) and torch.equal(first.test.labels, again.test.labels)
+
+
+def test_size_of_folder_images(tmp_path):
+    pictures(tmp_path / "pets", a=5, b=5)
+    sides = {name: load(tmp_path / name).train.images.shape[2:] for name in ("pets", "pets@24")}
+    assert sides == {"pets": (32, 32), "pets@24": (24, 24)}
+    pictures(tmp_path / "pets@24", a=5, b=5)  # a folder of that very name comes first
+    assert load(tmp_path / "pets@24").train.images.shape[2:] == (32, 32)
+
+
+def test_other_files_are_left_out(tmp_path):
+    path = pictures(tmp_path, a=9, b=9)
+    for name in ("notes.txt", "a/notes.txt", "b/.DS_Store", "a/Thumbs.db"):
+        (path / name).write_bytes(b"no image")
+    assert sum(len(s) for s in load(path).splits().values()) == 18
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "palette with transparency"])
+def test_every_kind_of_picture_becomes_colour(tmp_path, mode):
+    file = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
+    white = Image.new("RGB", (20, 20), "white")
+    if mode == "palette with transparency":
+        white.convert("P").save(file, transparency=bytes(range(256)))
+    else:
+        white.convert("RGBA" if mode in ("LA", "RGBA") else mode).convert(mode).save(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = image_folder._picture(file, 8)
+    assert picture.shape == (3, 8, 8) and picture.dtype == torch.uint8 and picture.min() > 250
+
+
+def test_photos_are_turned_as_the_camera_notes(tmp_path):
+    upper = Image.new("L", (16, 16))
+    upper.paste(255, (0, 0, 16, 8))  # white above black
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: white on the right
+    upper.save(tmp_path / "x.png", exif=exif)
+    picture = image_folder._picture(tmp_path / "x.png", 16)
+    assert picture[:, :, :8].max() == 0 and picture[:, :, 8:].min() == 255
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    path = pictures(tmp_path, a=9, b=9)
+    Image.fromarray(np.full((20, 20), 40000, dtype=np.uint16)).save(path / "a" / "deep.png")
+    with pytest.raises(ValueError, match=r"1 unreadable images .*more than 8 bits.*a/deep.png: replace"):
+        load(path)
+
+
+def spoil(path, name, content):
+    (path / name).write_bytes(content)
+    return path
+
+
+def broken_png():
+    """A PNG whose second block of pixels has an impossible name, for which Pillow raises a SyntaxError."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(buffer, "png")
+    start, first, second = buffer.getvalue().split(b"IDAT")
+    return start + b"IDAT" + first + b"\0\1\2\3" + second
+
+
+BAD_FOLDERS = {
+    "one class": (lambda p: pictures(p, cat=9), r"one class only \(cat\): add a subfolder per class"),
+    "too few": (lambda p: pictures(p, cat=9, dog=4), "at least 5 images.*the rarest has 4"),
+    "no folders": (lambda p: p, "Expected one subfolder with images per class"),
+    "an empty class": (lambda p: pictures(p, cat=9, dog=0), "dog.*Expected one subfolder with images per class"),
+    "not an image": (lambda p: spoil(pictures(p, a=9, b=9), "a/00.png", b"hello"), "1 unreadable images.*a/00.png"),
+    "empty file": (lambda p: spoil(pictures(p, a=9, b=9), "b/03.png", b""), "b/03.png: replace or delete them"),
+    "torn header": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 20"), "1 unreadable.*a/x.ppm"),
+    "no image in a class": (lambda p: spoil(pictures(p, a=9, b=0), "b/notes.txt", b"hi"), "classes b.*Expected one"),
+    "a folder of splits": (lambda p: pictures(p, train=9, test=9), "is split into test, train, not into classes: name"),
+    "broken chunk": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.png", broken_png()), "1 unreadable images.*a/x.png"),
+    "a bomb": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 99999 99999 255\n"), "1 unreadable.*a/x.ppm"),
+    "no pixels": (lambda p: f"{pictures(p, a=9, b=9)}@4", "images of 4 pixels are too small, choose 8 or more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_bad_image_folder(tmp_path, case):
+    prepare, message = BAD_FOLDERS[case]
+    with pytest.raises(ValueError, match=message) as error:
+        load(prepare(tmp_path))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_truncated_image(tmp_path):
+    path = pictures(tmp_path, a=9, b=9)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    for suffix in ("png", "jpg"):
+        file = path / "a" / f"x.{suffix}"
+        Image.fromarray(noise).save(file)
+        file.write_bytes(file.read_bytes()[:-600])
+    with pytest.raises(ValueError, match="2 unreadable images"):
+        load(path)

@@ -1,0 +1,97 @@
+"""Which module may import which; and that an import does nothing else."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("lib", "studies", "report", "benchmarks")
+FILES = {  # by the name of the module, in dots
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for part in PARTS
+    for path in (ROOT / part).rglob("*.py")
+}
+
+
+def imported(name):
+    """The project's modules that a module imports anywhere, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports by a relative name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {full if full in FILES else node.module for full in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & FILES.keys() - {name}
+
+
+IMPORTS = {name: imported(name) for name in FILES}
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graphlib.TopologicalSorter(IMPORTS).prepare()  # a CycleError names it
+
+
+@pytest.mark.parametrize(
+    ("part", "allowed"),
+    [
+        ("lib", ("lib",)), ("studies", ("lib", "studies")), ("benchmarks", ("lib", "studies", "benchmarks")),
+        ("report", ("lib.paths", "report")), ("lib.losses", ()),
+    ],
+)  # fmt: skip
+def test_each_part_imports_only_what_lies_below(part, allowed):
+    def within(name, parts):
+        return any(f"{name}.".startswith(f"{part}.") for part in parts)
+
+    wrong = {(a, b) for a in IMPORTS if within(a, [part]) for b in IMPORTS[a] if not within(b, allowed)}
+    assert not wrong and any(within(name, [part]) for name in IMPORTS)
+
+
+def test_the_library_is_thin():
+    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "lib").glob("*.py")}
+    assert sum(lines.values()) <= 1200, lines
+
+
+FRESH = """
+import importlib, os, sys
+
+project = sys.argv[1:]
+watched = "subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "os.system", "os.putenv", "os.unsetenv"
+seen = []
+sys.addaudithook(lambda event, arguments: seen.append((event, arguments)) if event in watched else None)
+
+def own():
+    return [name for name in sys.modules if name.split(".")[0] in ("lib", "studies", "report", "benchmarks")]
+
+before = dict(os.environ)
+for name in project:
+    importlib.import_module(name)
+first = own()
+for name in first:
+    del sys.modules[name]
+matplotlib = sys.modules["matplotlib"]
+matplotlib.rcdefaults()
+style = dict(matplotlib.rcParams)
+os.environ.clear()
+os.environ.update(before)
+seen.clear()
+for name in project:  # again: what PyTorch and others do at their import is done
+    importlib.import_module(name)
+assert sorted(own()) == sorted(first) and set(project) <= set(first)
+assert not seen, seen
+assert os.environ == before
+assert matplotlib.rcParams == style
+"""
+
+
+def test_an_import_starts_no_process_and_sets_nothing():
+    names = [name for name in FILES if name.startswith(("lib", "studies")) and name != "lib.__main__"]
+    command = [sys.executable, "-c", FRESH, *names, "report", "report.__main__"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == done.stderr == ""

@@ -1,0 +1,316 @@
+"""The way from notebooks to the PDF, the submission and the Colab links."""
+
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from matplotlib import image
+from nbconvert.exporters import get_exporter
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pypdf import PdfReader
+
+from lib import paths
+from report import colab, notebooks, pdf, submission
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = 'import sys\n\nREPO = ""  # the address\n'
+REPORT = """# A study
+
+## Abstract
+
+Nine heads, **one** protocol, 99.6 % at best.
+
+## Introduction
+
+ArcFace [@deng2019arcface; @wang2018cosface] adds a margin; see @sec:method, @eq:loss, @fig:curve, @tbl:heads,
+@lst:margin and @sec:the-code.^[A footnote.]
+1. a list right below its sentence
+
+## Method
+
+$$ L = -\\log \\frac{e^{s\\cos(\\theta_y + m)}}{\\|x\\|\\;} $$ {#eq:loss}
+
+![What the margin does, by @eq:loss.](../figures/02_curve.png){#fig:curve}
+
+| head | m |
+|:-----|--:|
+| ArcFace | 0.5 |
+
+: The heads. {#tbl:heads}
+
+```{.python #lst:margin caption="The margin $m$."}
+theta = theta + m
+```
+
+## References
+
+## The code {.appendix}
+
+One module per step."""
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A small project in tmp_path: two notebooks, a report with one figure, README and pyproject.toml."""
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.delenv("PROFILE", raising=False)
+    for name in ("notebooks", "figures", "report"):
+        (tmp_path / name).mkdir()
+    for name in ("metadata.yml", "references.bib"):
+        shutil.copy(ROOT / "report" / name, tmp_path / "report")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "README.md").write_text("# Study\n\nText.\n")
+    image.imsave(tmp_path / "figures" / "02_curve.png", np.eye(40))
+    for name in ("01_first", "02_second"):
+        save = 'plots.save(fig, "02_curve")'
+        notebook(tmp_path / "notebooks" / f"{name}.ipynb", "# Title", new_code_cell(SETUP), new_code_cell(save))
+    notebook(tmp_path / "report" / "report.ipynb", new_code_cell(SETUP), REPORT)
+    return tmp_path
+
+
+def notebook(path: Path, *cells) -> Path:
+    cells = [new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def built(workspace: Path, *cells, **title) -> PdfReader:
+    notebook(workspace / "report" / "report.ipynb", *cells)
+    return PdfReader(io.BytesIO(pdf.report(**title)))
+
+
+def words(reader: PdfReader) -> str:
+    return " ".join(" ".join(page.extract_text() for page in reader.pages).split())
+
+
+def tagged(source: str, *tags, outputs=()):
+    return new_code_cell(source, metadata={"tags": list(tags)}, outputs=list(outputs))
+
+
+def test_the_report_holds_what_was_written(workspace):
+    reader = built(workspace, REPORT, author="Ada Lovelace", id="42")
+    text = words(reader)
+    for part in (
+        "does an adaptive margin beat a fixed one?", "Ada Lovelace", "ID 42", "Abstract", "Contents",
+        "1 Introduction", "2 Method", "A The code", "Section 2", "Equation (1)", "Figure 1.", "Table 1.", "Listing 1.",
+        "Appendix A", "[1], [2]", "ArcFace: Additive Angular Margin Loss", "A footnote.", "1. a list right below",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "A study" not in text and "NormFace" not in text  # the notebook's title; a source not cited
+    assert len(reader.pages) == 2
+    assert sum(len(page.images) for page in reader.pages) == 1
+    assert reader.metadata.author == "Ada Lovelace"
+
+
+def test_only_a_long_table_breaks_over_pages(workspace):
+    def table(name, rows):
+        return "| row |\n|:--|\n" + "\n".join(f"| {name}{i} |" for i in range(rows)) + f"\n\n: A table. {{#tbl:{name}}}"
+
+    text = "# Title\n\n## Section\n\n" + "\n\n".join(f"Line {i}." for i in range(26))
+    reader = built(workspace, f"{text}\n\n{table('short', 20)}\n\n{table('long', 60)}")
+    found = [{row for row in page.extract_text().split() if row.startswith(("short", "long"))} for page in reader.pages]
+    assert {f"short{i}" for i in range(20)} in [{row for row in page if row.startswith("short")} for page in found]
+    assert sum(any(row.startswith("long") for row in page) for page in found) > 1
+
+
+def test_a_long_table_keeps_clear_of_the_text_above_it(workspace):
+    rows = "\n".join(f"| row{i} |" for i in range(40))
+    reader = built(workspace, f"# Title\n\n## Section\n\nAbove.\n\n| row |\n|:--|\n{rows}\n\n: Caption. {{#tbl:long}}")
+    heights = {}
+    for page in reader.pages:
+        page.extract_text(visitor_text=lambda text, place, *_: heights.setdefault(text.strip(), place[5]))
+    assert heights["Above."] - heights["Caption."] > 20  # points between their baselines
+
+
+def test_the_same_inputs_give_the_same_bytes(workspace):
+    assert pdf.report() == pdf.report()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("See @fig:nowhere.", "undefined reference @fig:nowhere"),
+        ("See @eq:a [@deng2019arcface].\n\n## References", "undefined reference @eq:a"),
+        ("As shown [@nobody2020].\n\n## References", "unknown citation @nobody2020: add it to references.bib"),
+        ("As shown [@deng2019arcface].", "add the section ## References"),
+        ("![A caption.](../figures/missing.png)", "image ../figures/missing.png is missing"),
+        ("![](../figures/02_curve.png)", "no caption"),
+        ("$$ \\notacommand{x} $$", "notacommand"),
+        ("$\\overset{a}{b}$", "\\overset converts wrongly"),
+        ("A line<br>break", "<br>"),
+        ("\\begin{equation} x \\end{equation}", "raw tex"),
+        ("$$ a $$ {#eq:a}\n\n$$ b $$ {#eq:a}", "eq:a is defined twice"),
+        ("## Method\n\ntext\n\n## Method {#sec:method}", "sec:method is defined twice"),
+    ],
+)
+def test_a_hole_in_the_page_fails_with_its_name(workspace, text, message):
+    with pytest.raises(ValueError) as error:
+        built(workspace, "# Title\n\n## Section\n\n" + text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_code_and_prints_are_shown_only_where_asked(workspace):
+    stream = new_output("stream", text="printed\n")
+    table = new_output("display_data", {"text/markdown": "a **computed** sentence", "text/plain": "<Markdown>"})
+    text = words(
+        built(
+            workspace,
+            "# Title\n\n## Section",
+            tagged("quiet_code()", outputs=[stream, table]),
+            tagged("setup_code()", "setup", outputs=[table]),
+            tagged("shown_code()", "listing", outputs=[new_output("stream", text="7.94\n")]),
+        )
+    )
+    assert text.count("a computed sentence") == 1
+    assert "shown_code()" in text and "7.94" in text
+    assert not [part for part in ("quiet_code", "setup_code", "printed", "<Markdown>") if part in text]
+
+
+def test_a_table_for_browsers_only_fails(workspace):
+    html = new_output("display_data", {"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "1"})
+    with pytest.raises(ValueError, match="raw html is dropped"):
+        built(workspace, "## Section", new_code_cell("frame", outputs=[html]))
+
+
+@pytest.mark.parametrize("line", ["date:", "course:"])
+def test_metadata_without_an_entry_fails(workspace, line):
+    path = workspace / "report" / "metadata.yml"
+    path.write_text("".join(kept for kept in path.read_text().splitlines(True) if not kept.startswith(line)))
+    with pytest.raises(ValueError, match=rf"metadata.yml.*{line.split(':')[0]}"):
+        pdf.report()
+
+
+def test_letters_that_no_font_here_has_fail(workspace, monkeypatch):
+    monkeypatch.setattr(pdf.font_manager, "findSystemFonts", list)
+    with pytest.raises(ValueError, match="no font here shows '学'"):
+        pdf.report(author="学")
+    assert pdf.report(author="Łukasz Ωμέγα Ильич Ngô")
+
+
+def test_nbconvert_takes_the_exporter_by_its_path(workspace):
+    exporter = get_exporter("report.pdf.ReportExporter")()  # as `jupyter nbconvert --to` does
+    assert exporter.from_filename(workspace / "report" / "report.ipynb")[0].startswith(b"%PDF")
+
+
+def test_execute_runs_in_the_notebooks_folder_and_keeps_no_times(workspace, capsys):
+    bar = "from tqdm import tqdm; import sys\nfor i in tqdm(range(3), file=sys.stdout): pass"
+    source = notebook(workspace / "notebooks" / "01_first.ipynb", "# Part", new_code_cell("%pwd"), new_code_cell(bar))
+    notebooks.execute(source, workspace / "out" / "01_first.ipynb")
+    nb = notebooks.read(workspace / "out" / "01_first.ipynb")
+    assert str(workspace / "notebooks") in nb.cells[1].outputs[0]["data"]["text/plain"]
+    assert nb.cells[2].outputs[0].text.count("it/s") == 1  # one bar, not its whole course
+    assert "execution" not in nb.cells[1].metadata
+    assert "Part" in capsys.readouterr().out
+
+
+def test_a_failing_cell_is_named_and_nothing_is_written(workspace):
+    source = notebook(workspace / "notebooks" / "01_first.ipynb", "## The part {#sec:a}", new_code_cell("1 / 0"))
+    before = source.read_text()
+    with pytest.raises(ValueError, match=r"^01_first.ipynb, section 'The part': ZeroDivisionError: division by zero$"):
+        notebooks.execute(source, source)
+    assert source.read_text() == before
+
+
+def test_submission_holds_everything_under_that_name(workspace):
+    (workspace / "report" / "report.pdf").write_bytes(b"%PDF")
+    path = submission.submission(" Van  Dyk", "Anne-Marie", "a1")
+    first = path.read_bytes()
+    assert path == workspace / "Van-Dyk_Anne-Marie_a1_Project1.zip"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # no clock in the bytes
+        reader = PdfReader(io.BytesIO(archive.read("Van-Dyk_Anne-Marie_a1_Project1.pdf")))
+        script = archive.read("notebooks/01_first.py").decode()
+    assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py"} < set(names)
+    parts = [path for part in ("lib", "studies", "report", "benchmarks") for path in (ROOT / part).rglob("*.*")]
+    code = {path.relative_to(ROOT).as_posix() for path in parts if path.suffix in (".py", ".lua", ".typ", ".mplstyle")}
+    assert {"lib/heads/triplet.py", "report/layout/report.typ"} < code < set(names)
+    assert "Anne-Marie Van Dyk" in words(reader) and "ID a1" in words(reader)
+    compile(script, "01_first.py", "exec")
+    os.utime(workspace / "figures" / "02_curve.png", (0, 0))
+    assert submission.submission("Van Dyk", "Anne-Marie", "a1").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "lastname, firstname, id, stem",
+    [
+        ("O'Brien", "Zoe\u0308", "x9", "OBrien_Zo\u00eb_x9_Project1"),
+        ("李", "小龙", "7", "李_小龙_7_Project1"),
+    ],
+)
+def test_submission_names(lastname, firstname, id, stem):
+    assert submission.submission_name(lastname, firstname, id) == stem
+
+
+@pytest.mark.parametrize(
+    "lastname, firstname, id, message",
+    [
+        ("", "Ada", "1", "LASTNAME is empty"),
+        ("Lovelace", " - ", "1", "FIRSTNAME is empty"),
+        ("../up", "Ada", "1", "LASTNAME '../up' holds './'"),
+        ("Lovelace", "Ada", "12/3", "ID '12/3' is not"),
+    ],
+)
+def test_wrong_names_get_cause_and_cure(lastname, firstname, id, message):
+    with pytest.raises(ValueError) as error:
+        submission.submission_name(lastname, firstname, id)
+    assert message in str(error.value) and "make submission LASTNAME=" in str(error.value)
+
+
+def test_submission_without_its_parts(workspace):
+    with pytest.raises(ValueError, match=r"^report/report.pdf missing: run `make report`$"):
+        submission.submission("Lovelace", "Ada", "1")
+    (workspace / "report" / "report.pdf").write_bytes(b"%PDF")
+    (workspace / "figures" / "02_curve.png").unlink()
+    with pytest.raises(ValueError, match=r"figures/02_curve.png missing"):
+        submission.submission("Lovelace", "Ada", "1")
+    assert not list(workspace.glob("*.zip"))
+
+
+def test_the_smoke_profile_stays_in_its_folder(workspace, monkeypatch):
+    monkeypatch.setenv("PROFILE", "smoke")
+    with pytest.raises(ValueError, match=r"\.smoke/report/report.ipynb is missing: run `make report`"):
+        pdf.report()
+    assert paths.folder("figures") == workspace / ".smoke" / "figures"
+
+
+def test_colab_writes_address_and_badges_once(workspace):
+    assert "colab-badge" not in (workspace / "notebooks" / "01_first.ipynb").read_text()
+    assert len(colab.link("ada/margins")) == 5
+    once = {path: path.read_text() for path in workspace.rglob("*.*") if path.suffix in {".ipynb", ".md", ".toml"}}
+    assert colab.link("ada/margins") == []
+    for name in ("01_first", "02_second"):
+        link = f"https://colab.research.google.com/github/ada/margins/blob/main/notebooks/{name}.ipynb"
+        nb = notebooks.read(workspace / "notebooks" / f"{name}.ipynb")
+        assert nb.cells[0].source.count(link) == 1 and nb.cells[0].source.endswith("# Title")
+        assert 'REPO = "https://github.com/ada/margins"  # the address' in nb.cells[1].source
+        assert once[workspace / "README.md"].count(link) == 1
+    assert "colab-badge" not in once[workspace / "report" / "report.ipynb"]
+    assert (
+        once[workspace / "pyproject.toml"].count('[project.urls]\nRepository = "https://github.com/ada/margins"') == 1
+    )
+    colab.link("bob/other.name")
+    assert "ada/margins" not in "".join(path.read_text() for path in once)
+    colab.link("ada/margins")
+    assert once == {path: path.read_text() for path in once}
+
+
+@pytest.mark.parametrize("repo", ["", "name", "owner/", "https://github.com/a/b", "a/b/c", "a b/c", "a/..", 'a/b"'])
+def test_colab_refuses_what_is_no_repository(workspace, repo):
+    with pytest.raises(ValueError, match="is not owner/name"):
+        colab.link(repo)
+
+
+def test_colab_writes_all_or_nothing(workspace):
+    notebook(workspace / "notebooks" / "02_second.ipynb", "# Title")
+    before = (workspace / "notebooks" / "01_first.ipynb").read_text()
+    with pytest.raises(ValueError, match=r"02_second.ipynb has no set-up cell"):
+        colab.link("ada/margins")
+    assert (workspace / "notebooks" / "01_first.ipynb").read_text() == before

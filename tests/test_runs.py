@@ -1,0 +1,268 @@
+"""Configurations, one run of them, and studies of one's own."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lib import data as datasets
+from lib import heads, train
+from studies import claims, margin_maps, recommend, records, runs
+from studies.__main__ import find
+
+
+def tiny(head="ArcFace", seed=0, **changes):
+    """A run of a fraction of a second."""
+    options = {"epochs": 1, "train_size": 192, "batch_size": 64, "embedding_dim": 8}
+    return runs.recipe("digits", head, seed, **{**options, **changes})
+
+
+def fake(config, **changes):
+    """A record as execute makes it, without training."""
+    record = {
+        "config": dataclasses.asdict(config), "metrics": {"test_accuracy": 0.5}, "history": {"loss": [1.0]},
+        "seconds": 1.0, "device": "none", "dtype": "fp32", "versions": {}, "commit": "0", "date": "now",
+    }  # fmt: skip
+    return json.loads(json.dumps({**record, **changes}))
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def test_equal_configs_are_the_same_run():
+    a = runs.Config("mnist", "CombinedMargin", {"m2": 0.3, "m1": 1.2})
+    b = runs.Config("mnist", "CombinedMargin", [["m1", 1.2], ["m2", 0.3]])  # as JSON gives it
+    assert a == b and hash(a) == hash(b) and a.key == b.key
+    for changed in ({"seed": 1}, {"lr": 0.2}, {"constants": {"m1": 1.2}}, {"head": "ArcFace"}):
+        other = dataclasses.replace(a, **changed)
+        assert other != a and other.key != a.key
+
+
+@pytest.mark.parametrize("field", ["margin_warmup", "lr", "momentum"])
+def test_whole_numbers_are_the_same_run(field):
+    a, b = (runs.Config("mnist", "ArcFace", **{field: one}) for one in (1, 1.0))
+    assert a == b and a.key == b.key
+    a, b = (runs.Config("mnist", "ArcFace", {"m": one}) for one in (1, 1.0))
+    assert a == b and a.key == b.key
+
+
+def test_config_survives_json():
+    config = tiny("AdaLoss", constants={"m": 0.3, "gamma": 0.5, "s": "auto"})
+    assert runs.Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_key_is_stable():
+    assert runs.Config("mnist", "ArcFace", {"m": 0.3}).key == "eadd868773ce"
+
+
+def test_unknown_head():
+    with pytest.raises(ValueError, match="unknown loss 'Arcface': choose one of Softmax, NormFace"):
+        runs.Config("mnist", "Arcface")
+
+
+@pytest.mark.parametrize("name", runs.MAIN)
+def test_main_runs_hold_every_head_and_seed(name):
+    configs = runs.MAIN[name].planned()
+    seeds = range({"mnist": 3, "cifar10": 2}[name])
+    assert [(c.head, c.seed) for c in configs] == [(h, s) for s in seeds for h in heads.NINE]  # a part is smaller
+    assert len({dataclasses.replace(c, head="ArcFace", seed=0) for c in configs}) == 1  # one protocol
+
+
+# ---------------------------------------------------------------- one run
+
+
+def test_execute_records_everything(project):
+    config = tiny("AdaLoss", constants={"m": 0.2})
+    model, record = runs.execute(config)
+    data = runs.load_for(config)
+    assert len(data.train) == 192 and model.head.m == 0.2
+    assert runs.Config(**record["config"]) == config
+    assert record["metrics"]["test_accuracy"] == pytest.approx(
+        (train.predict(model, data, data.test).argmax(1) == data.test.labels).double().mean().item(), abs=1e-5
+    )
+    assert record["seconds"] == record["history"]["seconds"][-1] > 0
+    assert record["versions"]["torch"] == torch.__version__ and record["date"].endswith("+00:00")
+    assert {"metrics", "history", "device", "dtype", "commit"} <= set(record)
+    assert not list(project.iterdir())  # nothing is written
+    records.append(project / "s.jsonl", record)
+    assert list(records.read(project / "s.jsonl", runs.Config)) == [config]
+
+
+def test_same_config_same_result(project):
+    first, again, other = (runs.execute(tiny(seed=seed))[1]["metrics"] for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_live_gives_model_data_and_record(project, capsys):
+    model, data, record = runs.live(tiny())
+    assert len(data.train) == 192 and record["history"]["loss"]
+    assert torch.isfinite(train.embed(model, data, data.val)).all()
+    assert "step" in capsys.readouterr().out and not list(project.iterdir())  # a bar, and no file
+
+
+def test_seed_gives_every_head_the_same_start(project, monkeypatch):
+    starts = []
+    monkeypatch.setattr(train, "fit", lambda model, *a, **k: starts.append(model.state_dict()) or 1 / 0)
+    for head in heads.heads():
+        with pytest.raises(ZeroDivisionError):
+            runs.execute(tiny(head))
+    assert len(starts) == len(heads.heads())
+    for state in starts:
+        shared = [k for k in state if k.startswith("network.")] + ["head.W"]
+        assert all(torch.equal(state[k], starts[0][k]) for k in shared)
+
+
+def test_validation_images_that_are_not_held_out_are_trained_on():
+    usual, fuller = runs.load("digits"), runs.load_for(tiny(train_size=0, val_size=50))
+    assert len(fuller.val) == 50 and set(fuller.val.labels.bincount().tolist()) == {5}  # stratified
+    assert len(fuller.train) == len(usual.train) + len(usual.val) - 50
+    assert torch.equal(fuller.test.images, usual.test.images)
+
+    def images(*parts):
+        return sorted(tuple(image.flatten().tolist()) for part in parts for image in part.images)
+
+    assert images(fuller.train, fuller.val) == images(usual.train, usual.val)
+    assert len(runs.load("digits", val_size=10**6).val) == len(usual.val)
+
+
+def test_unknown_data_set(project):
+    with pytest.raises(ValueError, match="unknown data set 'fashion': choose one of"):
+        runs.listed("s", [runs.Config("fashion", "ArcFace")]).train()
+
+
+# ---------------------------------------------------------------- studies of one's own
+
+
+def test_an_image_folder_needs_no_recipe(project):
+    folder = project / "photos"
+    for name, shade in (("a", 0), ("b", 200)):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (32, 32), (shade, 5 * i, 9 * i)).save(folder / name / f"{i}.png")
+    config = runs.Config(f"{folder}@16", "ArcFace", embedding_dim=8, batch_size=8)
+    assert len(runs.listed("photos", [config]).rows()["history"][0]["loss"]) == 4
+    assert runs.load(config.data).train.images.shape[1:] == (3, 16, 16)
+    assert runs.embeddings(config)["x"].shape == (4, 8)
+    assert [p.name.split("_")[0] for p in (project / "results/embeddings").iterdir()] == ["photos@16"]
+
+
+@pytest.fixture
+def mine(digits):
+    """Data of one's own, in memory: three of the digits."""
+    few = {name: part[part.labels < 3] for name, part in digits.splits().items()}
+    return dataclasses.replace(digits, name="mine", classes=["0", "1", "2"], **few)
+
+
+def test_data_in_memory_are_trained_recorded_and_resumed(project, mine, capsys):
+    configs = [runs.recipe("mine", head, epochs=2, train_size=150) for head in ("Softmax", "ArcFace")]
+    first = runs.listed("my", configs[:1], data=mine).rows()
+    rows = runs.listed("my", configs, data=mine).rows()
+    assert "my: 1 runs from my.jsonl, 1 trained now" in capsys.readouterr().out
+    assert list(rows["head"]) == ["Softmax", "ArcFace"] and (rows["test_accuracy"] > 0.6).all()
+    assert rows["history"][0] == first["history"][0] and np.shape(rows["confusion"][1]) == (3, 3)
+    again = runs.listed("my", configs, data=dataclasses.replace(mine, test=mine.test[:0])).rows()  # nothing is trained
+    assert list(again["seconds"]) == list(rows["seconds"])
+    assert runs.execute(configs[0], data=mine)[1]["history"]["loss"] == rows["history"][0]["loss"]
+    assert len(runs.load_for(configs[0], mine).train) == 150 < len(mine.train)
+
+
+@pytest.mark.skipif(not hasattr(datasets, "SETS"), reason="data sets cannot be registered")
+def test_a_registered_data_set_is_trained_recorded_and_resumed(project, mine, monkeypatch, capsys):
+    monkeypatch.setitem(datasets.SETS, "mine", lambda root: mine)
+    configs = [runs.recipe("mine", head, epochs=2, train_size=150) for head in ("Softmax", "ArcFace")]
+    runs.listed("my", configs[:1]).train()
+    rows = runs.listed("my", configs).rows()
+    assert "my: 1 runs from my.jsonl, 1 trained now" in capsys.readouterr().out
+    assert (rows["test_accuracy"] > 0.6).all() and np.shape(rows["confusion"][1]) == (3, 3)
+    assert runs.execute(configs[0], data=mine)[1]["history"]["loss"] == rows["history"][0]["loss"]
+    (again,) = find("my")  # as `python -m studies my` does
+    assert again.planned() == configs and list(again.train()) == configs
+
+
+def test_data_in_memory_are_those_that_the_runs_name(mine):
+    with pytest.raises(ValueError, match="a run is on 'digits', and the data are called 'mine'"):
+        runs.listed("my", [tiny()], data=mine)
+
+
+def test_own_records_move_no_claim_and_no_recommendation(project, monkeypatch):
+    monkeypatch.setattr(recommend, "_described", lambda run: dict.fromkeys(recommend.DESCRIPTORS, 1.0))
+
+    def record(name, **changes):
+        for p in margin_maps.TRIALS:
+            run = margin_maps.Run("mnist", **margin_maps.head_of(*p), **{"known": 10, "train_size": 500} | changes)
+            entry = fake(run, metrics={"val_accuracy": 0.9, "val_size": 5000, "test_accuracy": 0.9})
+            records.append(project / "results" / f"{name}.jsonl", entry)
+
+    (project / "results").mkdir()
+    record("margins")
+    asked = [row.Index for row in claims.claims().itertuples() if row.kind not in ("noise", "delivered")]
+    before = recommend.observations(), claims.ledger({}, asked)
+    record("my", train_size=200)
+    pd.testing.assert_frame_equal(before[0], recommend.observations())
+    pd.testing.assert_frame_equal(before[1], claims.ledger({}, asked))
+    record("tuning_mnist", train_size=200)  # one of the project's own files
+    assert len(recommend.observations()) == 2 * len(before[0])
+
+
+def test_any_recorded_study_can_be_repeated(project):
+    configs = [tiny(seed=seed) for seed in (2, 1)]
+    runs.listed("a_trial", configs).train()
+    assert [one.planned() for one in find("a_trial")] == [configs]
+    with pytest.raises(ValueError, match=r"^unknown study 'ablation_mnist': `python -m studies --list` names them"):
+        find("ablation_mnist")
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+def kept(configs):
+    """A study that keeps the embeddings of its first seed, as the main ones do."""
+    return dataclasses.replace(runs.MAIN["mnist"], name="s", plan=lambda full: configs)
+
+
+def test_first_seed_of_a_main_study_keeps_its_embeddings(project, monkeypatch):
+    runs.listed("a_trial", [tiny()]).train()
+    assert not (project / "results/embeddings").exists()
+    configs = [tiny(embedding_dim=3, seed=seed) for seed in range(2)]
+    kept(configs).train()
+    assert len(list((project / "results/embeddings").iterdir())) == 1
+    model, _ = runs.execute(configs[0])
+    monkeypatch.setattr(runs, "execute", lambda *args, **options: 1 / 0)
+    found, data = runs.embeddings(configs[0]), runs.load_for(configs[0])
+    with pytest.raises(ZeroDivisionError):
+        runs.embeddings(configs[1])
+    np.testing.assert_allclose(found["x"], train.embed(model, data, data.test), rtol=5e-4)  # half precision
+    assert found["x"].dtype == np.float32
+    assert np.array_equal(found["y"], data.test.labels)
+    assert np.array_equal(found["W"], model.head.W.detach())
+
+
+def test_missing_embeddings_are_trained(project, monkeypatch):
+    first = runs.embeddings(tiny(seed=1))
+    monkeypatch.setattr(runs, "execute", lambda *args, **options: 1 / 0)
+    assert np.array_equal(first["x"], runs.embeddings(tiny(seed=1))["x"])
+
+
+def test_a_margin_left_on_the_true_class_costs_accuracy(project):
+    config = tiny(epochs=3)
+    free, leaking = (runs.accuracy_with_margin(config, m) for m in (0.0, 1.0))
+    assert leaking < free == pytest.approx(runs.embeddings(config)["record"]["metrics"]["test_accuracy"], abs=0.01)
+
+
+def test_a_run_counts_even_if_its_embeddings_cannot_be_kept(project):
+    def refuse(*run):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        dataclasses.replace(kept([tiny()]), keep=refuse).train()
+    assert list(records.read(project / "results" / "s.jsonl", runs.Config)) == [tiny()]
+
+
+def test_data_of_a_run_are_cut_in_the_smoke_profile(smoke):
+    part = runs.load("digits")
+    assert len(part.val) <= 250 and len(part.test) == 250
+    assert isinstance(part, datasets.Data)
