@@ -62,8 +62,9 @@ colab: .venv/.installed ## REPO=owner/name: write the repository's address and t
 study: data/.ready ## train what is not recorded; BUDGET=seconds JOBS=runs at the same time FULL=1 on a GPU
 	@$(PY) -m studies $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(FULL),--full)
 
-bench: data/.ready ## measure the heads' time and memory, the images per second, and runs at once
+bench: data/.ready ## measure time and memory of the heads, operations of a step, images per second, runs at once
 	@$(PY) -m benchmarks.head_costs
+	@$(PY) -m benchmarks.operations
 	@$(PY) -m benchmarks.throughput
 	@$(PY) -m benchmarks.together
 
