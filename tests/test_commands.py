@@ -28,6 +28,13 @@ def refused(command, *arguments) -> str:
     return line
 
 
+@pytest.fixture
+def untrained(project, monkeypatch):
+    """The empty project, in which nothing may be trained."""
+    monkeypatch.setattr(Study, "train", lambda *args, **options: pytest.fail("a study was trained"))
+    return project
+
+
 def files(folder):
     return {path for path in folder.rglob("*") if path.is_file()}
 
@@ -71,12 +78,12 @@ def test_list_of_what_is_recorded(project, capsys):
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )
-def test_studies_refuse_in_one_line(project, arguments, message):
-    assert message in refused(studies, *arguments) and not files(project)
+def test_studies_refuse_in_one_line(untrained, arguments, message):
+    assert message in refused(studies, *arguments) and not files(untrained)
 
 
 @pytest.mark.parametrize(("name", "value"), [("PROFILE", "foo"), ("RETRAIN", "yes")])
-def test_a_wrong_setting_stops_every_command(project, monkeypatch, name, value):
+def test_a_wrong_setting_stops_every_command(untrained, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     for arguments in ([], ["--list"], ["mnist"], ["claims"], ["claims", "7"]):
         assert refused(studies, *arguments).startswith(f"error: {name}={value} is unknown: leave it out or use {name}=")
@@ -90,7 +97,7 @@ def test_a_wrong_setting_stops_every_command(project, monkeypatch, name, value):
     ):
         assert refused(report, *arguments).startswith(f"error: {name}={value} is unknown")
     assert refused(report, "summary", "x", "y").startswith(f"error: {name}={value} is unknown")
-    assert not files(project)
+    assert not files(untrained)
 
 
 def test_a_file_names_the_studies_that_share_it(project, monkeypatch):
