@@ -283,12 +283,12 @@ MEMORY = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from benchmarks import heads
+from benchmarks import head_costs
 device = torch.device("cpu")
 cases = [("by blocks", 10**4), ("by blocks", 10**5), ("plain head", 10**4)]
 for method, _ in cases:
-    heads.prepare(method, 2 * heads.D, device)[0]()
-print(json.dumps([heads.extra_memory(*case, device) for case in cases]))
+    head_costs.prepare(method, 2 * head_costs.D, device)[0]()
+print(json.dumps([head_costs.extra_memory(*case, device) for case in cases]))
 """
 
 
