@@ -18,10 +18,10 @@ import time
 import torch
 
 from lib import data, device, paths
-from studies import ablation, beyond_accuracy, claims, margin_maps, records, replicas, runs, s1, tuning
+from studies import ablation, beyond_accuracy, claims, controlled, margin_maps, records, replicas, runs, s1, tuning
 from studies.study import Incomplete, Study
 
-MODULES = (runs, tuning, ablation, beyond_accuracy, margin_maps, replicas, s1)
+MODULES = (runs, tuning, controlled, ablation, beyond_accuracy, margin_maps, replicas, s1)
 STUDIES = {study.name: study for module in MODULES for study in module.STUDIES}
 
 
@@ -39,12 +39,18 @@ def find(name: str) -> list[Study]:
 def train(studies: list[Study], full: bool = False, *, n_jobs: int = 1, budget: float | None = None) -> None:
     """Train what these studies lack, and before each the study whose records its plan needs."""
     start = time.time()
-    for study in dict.fromkeys(part for one in studies for part in (STUDIES.get(one.needs), one) if part):
+    for study in dict.fromkeys(part for one in studies for part in (*_needed(one), one)):
         left = None if budget is None else budget - (time.time() - start)
         try:
             study.train(full, n_jobs=n_jobs, budget=left)
         except Incomplete as error:  # the budget ended before the study that it needs was complete
             print(f"{study.name} waits: {error}")
+
+
+def _needed(study: Study) -> list[Study]:
+    """The study whose records its plan needs, behind those that this one needs."""
+    needed = STUDIES.get(study.needs)
+    return [*_needed(needed), needed] if needed else []
 
 
 def listing(full: bool = False) -> str:
@@ -87,6 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"full": options.full, "n_jobs": options.jobs, "budget": options.budget}
     try:
         paths.smoke(), paths.retrain()  # a wrong setting stops before any training, and so does a wrong name
+        if not options.list and options.names != ["data"] and options.names[:1] != ["claims"]:
+            records.check_committed()
         if options.list:
             print(listing(options.full))
         elif options.names == ["data"]:

@@ -19,15 +19,11 @@ from lib import device, paths
 
 
 def environment(on: torch.device) -> dict:
-    """Where a run was trained: device, dtype of the matrix products, versions, commit, date."""
-    if on.type == "cuda":
-        name = torch.cuda.get_device_name(on)
-    else:
-        cpu = device.cpu().get("cpu_name") or platform.machine()
-        threads = torch.get_num_threads()
-        name = f"{cpu}, {threads} thread{'s' if threads > 1 else ''}" if on.type == "cpu" else f"{on.type}, {cpu}"
+    """Where a run was trained: device, what exactly that is (machine), dtype of the matrix products, versions, commit,
+    date."""
     return {
-        "device": name,
+        "device": name(on, torch.get_num_threads()),
+        "machine": machine(on, torch.get_num_threads()),
         "dtype": "bf16" if device.has_bf16(on) else "fp32",
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
@@ -35,6 +31,32 @@ def environment(on: torch.device) -> dict:
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def name(on: torch.device, threads: int) -> str:
+    """What people call the device: a GPU's name, or the processor's with the number of threads."""
+    if on.type == "cuda":
+        return torch.cuda.get_device_name(on)
+    cpu = device.cpu().get("cpu_name") or platform.machine()
+    return f"{cpu}, {threads} thread{'s' if threads > 1 else ''}" if on.type == "cpu" else f"{on.type}, {cpu}"
+
+
+def machine(on: torch.device, threads: int) -> str:
+    """The device as exactly as it is known: of a processor also the generation, which its name may leave open, and the
+    instructions used. The same run gives the same numbers only where this is the same."""
+    if on.type != "cpu":
+        return name(on, threads)
+    return ", ".join([name(on, threads), *_generation(), torch.backends.cpu.get_cpu_capability()])
+
+
+@functools.cache
+def _generation() -> tuple[str, ...]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:  # not Linux
+        return (platform.processor() or platform.machine(),)
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return tuple(f"{key} {found[key]}" for key in ("cpu family", "model", "stepping") if key in found)
 
 
 @functools.cache  # of the code as it was loaded, whatever is committed while a run lasts
@@ -54,6 +76,12 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "") or "unknown"
     except OSError:
         return "unknown"
+
+
+def check_committed() -> None:
+    """Raises ValueError where code has changes that are not committed: what it trains could not be repeated."""
+    if commit().endswith("+") and not paths.smoke():
+        raise ValueError("lib, studies or benchmarks have changes that are not committed: commit them, then train")
 
 
 def rounded(value):
@@ -127,9 +155,14 @@ def _whole(line: bytes) -> bool:
 
 
 def frame(records) -> pd.DataFrame:
-    """Records as rows: config fields, metrics, history, seconds, device, commit."""
+    """Records as rows: config fields, metrics, history, seconds, device, commit, date, machine."""
     columns = ("history", "seconds", "device", "commit", "date")
-    return pd.DataFrame([{**r["config"], **r["metrics"], **{c: r[c] for c in columns}} for r in records])
+    return pd.DataFrame(
+        [
+            {**r["config"], **r["metrics"], **{c: r[c] for c in columns}, "machine": r.get("machine", r["device"])}
+            for r in records
+        ]
+    )
 
 
 def check_writable(path: Path) -> None:

@@ -25,7 +25,8 @@ class Study:
     """plan(full): the runs, instances of the dataclass kind, seeds in the outer loop, so that a part of it is a smaller
     study; full: as a GPU affords them. execute(run, progress) trains one run and returns (model, record). file: the
     runs are recorded in results/<file>.jsonl, several studies may share one (by default it is called like the study).
-    needs: the study whose records the plan reads. extra(run, model, record): bytes to keep of a run, or None;
+    needs: the study whose records the plan reads. paired: runs of one seed are compared, so a seed that was begun on
+    another machine is trained again as a whole. extra(run, model, record): bytes to keep of a run, or None;
     keep(run, bytes) writes them.
     """
 
@@ -36,6 +37,7 @@ class Study:
     execute: Callable
     file: str = ""
     needs: str = ""
+    paired: bool = False
     extra: Callable | None = None
     keep: Callable | None = None
 
@@ -94,12 +96,14 @@ class Study:
         records are then those that exist. Raises OSError before any training if records cannot be written.
         """
         planned, found = self.planned(full), records.read(self.path, self.kind)
+        workers = joblib.effective_n_jobs(n_jobs)
+        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
         missing = [run for run in planned if run not in found or paths.retrain()]
+        if self.paired:
+            missing = self._unpaired(planned, missing, found, threads)
         if missing:
             records.check_writable(self.path)
         deadline = time.time() + budget if budget is not None else float("inf")
-        workers = joblib.effective_n_jobs(n_jobs)
-        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
         jobs = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(
             joblib.delayed(_train_one)(self.execute, self.extra, run, deadline, threads) for run in missing
         )
@@ -122,6 +126,18 @@ class Study:
             with open(log, "a") as file:
                 file.write(report + "\n")
         return {run: found[run] for run in done}
+
+    def _unpaired(self, planned: list, missing: list, found: dict, threads: int) -> list:
+        """What is missing, and of seeds with a gap or from several machines what was not trained on this one."""
+        here = records.machine(device.best_device(), threads or torch.get_num_threads())
+        where: dict = {}
+        for run in planned:
+            where.setdefault(run.seed, set()).add(found[run].get("machine", "") if run in found else None)
+        open_seeds = {seed for seed, machines in where.items() if len(machines) > 1}
+        return [
+            run for run in planned
+            if run in missing or (run.seed in open_seeds and found[run].get("machine") != here)
+        ]  # fmt: skip
 
 
 def recorded(studies: Iterable[Study]) -> dict:

@@ -117,3 +117,13 @@ def test_variants_learn_digits_and_show_their_margins(digits, name):
     history = fit(model, digits, epochs=6, batch_size=64, lr=0.05)
     assert metrics.accuracy(train.predict(model, digits, digits.test), digits.test.labels) > 0.95
     assert np.shape(history["margins"]) == (6, 10)
+
+
+def test_permuted_margins_are_adalosss_for_other_classes():
+    head = heads.make("PermutedAdaLoss", 7, 4, m=0.3, gamma=1.0)
+    head.d.copy_(torch.linspace(0.1, 0.7, 7))
+    twin = heads.make("AdaLoss", 7, 4, m=0.3, gamma=1.0)
+    twin.d.copy_(head.d)
+    assert sorted(head.margins.tolist()) == sorted(twin.margins.tolist())
+    assert (head.margins != twin.margins).all()
+    assert not torch.equal(head.order, heads.make("PermutedAdaLoss", 7, 4).order)  # another draw

@@ -56,6 +56,23 @@ class GlobalAdaLoss(AbsoluteAdaLoss):
         return self.absolute().mean().expand(len(self.d))
 
 
+class PermutedAdaLoss(AdaLoss):
+    """AdaLoss whose margins go to the wrong classes: the same values at every step, so the same mean and spread, but
+    class c has the margin of another one. The permutation follows W's draws from torch's CPU generator, so a run's
+    seed fixes it; it has no fixed points, but for a single class."""
+
+    order: Tensor
+
+    def __init__(self, num_classes: int, embedding_dim: int, **constants: Any):
+        super().__init__(num_classes, embedding_dim, **constants)
+        cycle = torch.randperm(num_classes)  # every class gets the margin of the next one in it
+        self.register_buffer("order", torch.empty_like(cycle).scatter(0, cycle, cycle.roll(1)))
+
+    @property
+    def margins(self) -> Tensor:
+        return super().margins[self.order]
+
+
 class ScheduledMargin(Head):
     """ArcFace whose margin goes in a straight line from m to m_end within the first steps batches: no data in it."""
 
@@ -107,7 +124,7 @@ class RandomMargin(Head):
         return psi(angle(cos_y) + self.margins[y])
 
 
-HEADS = {
-    head.__name__: head
-    for head in (AngleAdaLoss, ErrorAdaLoss, AbsoluteAdaLoss, GlobalAdaLoss, ScheduledMargin, RandomMargin)
-}
+VARIANTS = (
+    AngleAdaLoss, ErrorAdaLoss, AbsoluteAdaLoss, GlobalAdaLoss, PermutedAdaLoss, ScheduledMargin, RandomMargin,
+)  # fmt: skip
+HEADS = {head.__name__: head for head in VARIANTS}

@@ -1,0 +1,133 @@
+"""Does an adaptive margin beat a fixed one with ten classes? MNIST and CIFAR-10 under ``studies/PROTOCOL.md``.
+
+Per data set: trials, the best of them again (finalists), final runs at what was chosen; on CIFAR-10 also a longer
+schedule. ``python -m studies final_mnist`` trains the first two and then the third.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from studies import records, runs, search, smoke, verdicts
+from studies.study import Study
+
+MEASURE = "val_accuracy"  # chooses
+PRIMARY = ("AdaLoss", "ArcFace")
+CORE = ("ArcFace", "AdaLoss", "Softmax", "NormFace")
+LOSSES = (*CORE, "SphereFace", "CosFace", "CombinedMargin", "CurricularFace", "AdaFace")
+SEEDS, SECONDARY_SEEDS, LONG_SEEDS = 20, 10, 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all losses of a data set; bound: of equivalence, in points of test accuracy."""
+
+    title: str
+    bound: float
+    changes: dict
+
+
+SETTINGS = {
+    "mnist": Setting("MNIST", 0.1, {}),
+    "cifar10": Setting("CIFAR-10", 0.2, {"network": "NarrowAirNet"}),
+}
+LONG_EPOCHS = 16
+
+
+def default(data: str, head: str) -> runs.Config:
+    """The first trial of a loss, but for its seed."""
+    return runs.recipe(data, head, **SETTINGS[data].changes)
+
+
+def trials(data: str, full: bool = False) -> list[runs.Config]:
+    """All trials, the first ones of all losses first, then those of losses whose choice needed a wider range."""
+    by_loss = [search.trials(default(data, head)) for head in LOSSES]
+    return [trial for same in zip(*by_loss, strict=True) for trial in same]
+
+
+def finalists(data: str, full: bool = False) -> list[runs.Config]:
+    return search.finalists(TRIALS[data].planned(), TRIALS[data].read(), MEASURE)
+
+
+def chosen(data: str) -> dict[str, runs.Config]:
+    """By loss what the final runs are made with. Raises Incomplete."""
+    return search.chosen(FINALISTS[data].planned(), FINALISTS[data].read(), MEASURE)
+
+
+def controls(data: str) -> dict[str, tuple[str, dict]]:
+    """Head and constants, by name, of margins that do not adapt, with AdaLoss's scale and the mean and the spread of
+    its margins at the end of the training of the chosen finalist (its first seed)."""
+    adaloss = chosen(data)["AdaLoss"]
+    constants, found = dict(adaloss.constants), FINALISTS[data].read()[adaloss]
+    margins = np.array(found["history"]["margins"][-1])
+    scale = {"s": constants["s"]} if "s" in constants else {}  # the defaults have none
+    mean, spread = float(f"{margins.mean():.4g}"), float(f"{margins.std():.4g}")
+    return {
+        "same mean": ("ArcFace", scale | {"m": mean}),
+        "permuted": ("PermutedAdaLoss", constants),
+        "random": ("RandomMargin", scale | {"m": mean, "spread": spread}),
+    }
+
+
+def final(data: str, full: bool = False) -> dict[runs.Config, str]:
+    """The final runs and the name of their arm, seeds in the outer loop. Raises Incomplete."""
+    best = chosen(data)
+    arms = dict(best)
+    for name, (head, constants) in controls(data).items():
+        arms[name] = dataclasses.replace(best["AdaLoss"], head=head, constants=constants)
+    return {
+        dataclasses.replace(run, seed=seed): name
+        for seed in range(SEEDS)
+        for name, run in arms.items()
+        if seed < SECONDARY_SEEDS or name in PRIMARY or name not in LOSSES
+    }
+
+
+def long(data: str, full: bool = False) -> list[runs.Config]:
+    """Four losses at what was chosen for the short schedule, four times as long."""
+    best = chosen(data)
+    return [
+        dataclasses.replace(best[head], seed=seed, epochs=LONG_EPOCHS) for seed in range(LONG_SEEDS) for head in CORE
+    ]
+
+
+TRIALS = {
+    data: Study(
+        f"trials_{data}", f"Which constants suit each loss on {setting.title}? Twelve trials each", runs.Config,
+        functools.partial(trials, data), search.hide_test(runs.execute, MEASURE),
+    )
+    for data, setting in SETTINGS.items()
+}  # fmt: skip
+FINALISTS = {
+    data: Study(
+        f"finalists_{data}", f"The three best trials of each loss on {setting.title} again", runs.Config,
+        functools.partial(finalists, data), search.hide_test(runs.execute, MEASURE), file=f"trials_{data}",
+        needs=f"trials_{data}",
+    )
+    for data, setting in SETTINGS.items()
+}  # fmt: skip
+FINAL = {
+    data: Study(
+        f"final_{data}", f"Does an adaptive margin beat a fixed one, and does a margin pay, on {setting.title}?",
+        runs.Config, functools.partial(final, data), search.count_failures(runs.execute, MEASURE),
+        needs=f"finalists_{data}", paired=True,
+    )
+    for data, setting in SETTINGS.items()
+}  # fmt: skip
+LONG = Study(
+    "long_cifar10", "The same with a schedule four times as long, on CIFAR-10", runs.Config,
+    functools.partial(long, "cifar10"), search.count_failures(runs.execute, MEASURE), needs="finalists_cifar10",
+    paired=True,
+)  # fmt: skip
+STUDIES = [*TRIALS.values(), *FINALISTS.values(), *FINAL.values(), LONG]
+
+
+def finished(data: str) -> pd.DataFrame:
+    """The rows of the final runs of complete seeds, with arm in place of head, and stalled. Raises Incomplete."""
+    names = {smoke.shrink(run): name for run, name in final(data).items()}
+    found = FINAL[data].complete()
+    frame = records.frame(found.values()).assign(head=[names[run] for run in found])
+    return frame.assign(stalled=verdicts.stalled(frame))

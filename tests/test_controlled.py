@@ -1,0 +1,201 @@
+"""Trials, finalists and final runs as studies/PROTOCOL.md has them, on records that are made up."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_runs import fake
+
+from lib import heads, paths
+from studies import __main__ as command
+from studies import controlled, records, runs, search
+from studies.study import Incomplete, Study
+
+DATA = list(controlled.SETTINGS)
+
+
+def write(study, found):
+    lines = [json.dumps(record) + "\n" for record in found]
+    paths.write(study.path, (study.path.read_text() if study.path.exists() else "") + "".join(lines))
+
+
+def record_trials(data, scores=None):
+    """A record for every trial; scores: {(head, trial): val_accuracy}, 0.5 where absent."""
+    counts, found = {}, []
+    for config in controlled.trials(data):
+        trial = counts[config.head] = counts.get(config.head, -1) + 1
+        found.append(fake(config, metrics={"val_accuracy": (scores or {}).get((config.head, trial), 0.5)}))
+    write(controlled.TRIALS[data], found)
+
+
+def record_finalists(data, scores=None):
+    """A record for every finalist; scores: {(head, s of its constants, seed): val_accuracy}."""
+    found = []
+    for config in controlled.finalists(data):
+        key = config.head, dict(config.constants).get("s"), config.seed
+        history = {"margins": [[0.1] * 10, [0.2, 0.4] * 5]} if config.head == "AdaLoss" else {}
+        found.append(fake(config, metrics={"val_accuracy": (scores or {}).get(key, 0.5)}, history=history))
+    write(controlled.FINALISTS[data], found)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_trials_of_equal_number_in_the_setting_of_the_final_runs(data):
+    trials = controlled.trials(data)
+    assert [t.head for t in trials] == list(controlled.LOSSES) * search.TRIALS == list(controlled.LOSSES) * 12
+    assert len(set(trials)) == len(trials) and {t.seed for t in trials} == {1000}
+    rates = {head: [t.lr for t in trials if t.head == head] for head in controlled.LOSSES}
+    scales = {head: [dict(t.constants).get("s") for t in trials if t.head == head] for head in controlled.LOSSES}
+    assert all(r == rates["Softmax"] for r in rates.values()) and len(set(rates["Softmax"])) == 12
+    assert all(s == scales["ArcFace"] for head, s in scales.items() if head != "Softmax")
+    free = {"constants", "lr", "muon_lr", "seed", "head"}
+    settings = {tuple((k, v) for k, v in dataclasses.asdict(t).items() if k not in free) for t in trials}
+    assert len(settings) == 1
+
+
+def test_the_first_trial_is_the_default_and_adaloss_is_not_clipped():
+    for trial in controlled.trials("mnist")[: len(controlled.LOSSES)]:
+        free = {"m_min": 0.0, "m_max": 1.5} if trial.head == "AdaLoss" else {}
+        assert trial == runs.recipe("mnist", trial.head, 1000, constants=free)
+    for trial in controlled.trials("cifar10"):
+        head = heads.make(trial.head, 10, 8, **dict(trial.constants))  # every constant is one of the head's
+        if trial.head == "AdaLoss":
+            assert (head.m_min, head.m_max) == (0, 1.5)
+
+
+def test_scale_and_rate_are_drawn_apart_and_widely():
+    trials = [t for t in controlled.trials("mnist") if t.head == "ArcFace"][1:]
+    s, lr = ([f(t) for t in trials] for f in (lambda t: dict(t.constants)["s"], lambda t: t.lr))
+    assert min(s) < 4 and max(s) > 32 and min(lr) < 0.05 and max(lr) > 0.2
+    assert abs(torch.corrcoef(torch.tensor([s, lr]).log())[0, 1]) < 0.4
+
+
+def test_the_best_three_run_again_and_the_mean_of_the_two_decides(project):
+    with pytest.raises(Incomplete, match="108 of 108 trials"):
+        controlled.finalists("mnist")
+    record_trials("mnist", {("ArcFace", 3): 0.9, ("ArcFace", 5): 0.8, ("ArcFace", 7): 0.7})
+    planned = controlled.finalists("mnist")
+    assert len(planned) == 9 * 3 * 2 and [r.seed for r in planned] == [1001] * 27 + [1002] * 27
+    arcface = [t for t in controlled.trials("mnist") if t.head == "ArcFace"]
+    best = [arcface[i] for i in (3, 5, 7)]
+    assert [r for r in planned if r.head == "ArcFace"][:3] == [dataclasses.replace(b, seed=1001) for b in best]
+    with pytest.raises(Incomplete, match="54 of 54 finalists"):
+        controlled.chosen("mnist")
+    s = [dict(b.constants)["s"] for b in best]
+    scores = {("ArcFace", s[0], 1001): 0.9, ("ArcFace", s[0], 1002): 0.1, ("ArcFace", s[1], 1001): 0.6}
+    record_finalists("mnist", scores | {("ArcFace", s[1], 1002): 0.6})  # means 0.5, 0.6, 0.5
+    assert controlled.chosen("mnist")["ArcFace"].constants == best[1].constants
+
+
+def test_final_runs(project):
+    record_trials("mnist")
+    record_finalists("mnist")
+    plan = controlled.final("mnist")
+    first = [name for run, name in plan.items() if run.seed == 0]
+    assert first == [*controlled.LOSSES, "same mean", "permuted", "random"]
+    assert [name for run, name in plan.items() if run.seed == 19] == [
+        "ArcFace", "AdaLoss", "same mean", "permuted", "random",
+    ]  # fmt: skip
+    seeds = [run.seed for run in plan]
+    assert seeds == sorted(seeds) and len(plan) == 10 * 12 + 10 * 5
+    arms = {name: run for run, name in plan.items() if run.seed == 0}
+    assert dict(arms["same mean"].constants)["m"] == pytest.approx(0.3)
+    assert dict(arms["random"].constants)["spread"] == pytest.approx(0.1)
+    assert arms["permuted"].constants == arms["AdaLoss"].constants and arms["permuted"].head == "PermutedAdaLoss"
+    assert {arms[n].lr for n in ("same mean", "permuted", "random")} == {arms["AdaLoss"].lr}
+    assert not set(plan) & set(controlled.finalists("mnist"))
+    assert all(run.epochs == 16 and run.head in controlled.CORE for run in controlled.long("mnist"))
+
+
+def test_rows_say_which_runs_are_stalled(project):
+    record_trials("mnist")
+    record_finalists("mnist")
+    plan = controlled.final("mnist")
+    write(controlled.FINAL["mnist"], [
+        fake(run, metrics={"val_accuracy": 0.1 if name == "random" else 0.9, "test_accuracy": 0.9})
+        for run, name in plan.items() if run.seed < 2
+    ])  # fmt: skip
+    frame = controlled.finished("mnist")
+    assert len(frame) == 24 and set(frame.loc[frame["stalled"], "head"]) == {"random"}
+    assert {"same mean", "permuted"} <= set(frame["head"])
+
+
+def test_trials_hold_no_test_result_and_diverged_ones_count(project):
+    run = controlled.trials("mnist")[0]
+
+    def finite(run, progress=False):
+        return "model", fake(run, metrics={"val_accuracy": 0.7, "test_accuracy": 0.9})
+
+    def diverges(run, progress=False):
+        raise FloatingPointError("the loss is nan in epoch 2")
+
+    assert search.hide_test(finite, "val_accuracy")(run)[1]["metrics"] == {"val_accuracy": 0.7}
+    assert search.count_failures(finite, "val_accuracy")(run)[1]["metrics"]["test_accuracy"] == 0.9
+    for wrapped in (search.hide_test, search.count_failures):
+        model, record = wrapped(diverges, "val_accuracy")(run)
+        assert model is None
+        assert record["metrics"] == {"val_accuracy": 0.0, "failed": "the loss is nan in epoch 2"}
+
+
+def test_what_lies_at_the_end_of_a_range():
+    run = controlled.default("mnist", "ArcFace")
+
+    def at(lr=0.1, **constants):
+        return search.at_edge(dataclasses.replace(run, constants=constants, lr=lr), run)
+
+    assert at(s=11, m=0.5) == [] and at(s=2.1, m=0.5) == ["s"] and at(s=63, m=0.98) == ["s", "m"]
+    assert at(s=11, m=0.03) == [] and at(lr=0.39, s=11, m=0.5) == ["lr"] and at() == []
+
+
+# ---------------------------------------------------------------- one machine per seed, committed code
+
+
+def paired_study(tmp_seeds):
+    plan = [runs.recipe("digits", head, seed) for seed in tmp_seeds for head in ("Softmax", "ArcFace")]
+    trained = []
+
+    def execute(run, progress=False):
+        trained.append((run.head, run.seed))
+        record = fake(run, metrics={"val_accuracy": 1.0})
+        return None, record | {"machine": records.machine(torch.device("cpu"), torch.get_num_threads())}
+
+    return Study("mine", "?", runs.Config, lambda full: plan, execute, paired=True), plan, trained
+
+
+def test_a_seed_begun_elsewhere_is_trained_again_as_a_whole(project):
+    study, plan, trained = paired_study([0, 1, 2])
+    elsewhere = [fake(run) | {"machine": "elsewhere"} for run in plan[:3]]  # seed 0 whole, seed 1 half
+    write(study, elsewhere)
+    study.train()
+    assert trained == [("Softmax", 1), ("ArcFace", 1), ("Softmax", 2), ("ArcFace", 2)]
+    assert len(study.path.read_text().splitlines()) == 7  # nothing recorded is lost
+    trained.clear()
+    study.train()
+    assert trained == []
+
+
+def test_a_seed_from_two_machines_is_mended(project):
+    study, plan, trained = paired_study([0])
+    here = records.machine(torch.device("cpu"), torch.get_num_threads())
+    write(study, [fake(plan[0]) | {"machine": "elsewhere"}, fake(plan[1]) | {"machine": here}])
+    study.train()
+    assert trained == [("Softmax", 0)]
+
+
+def test_changed_code_trains_nothing(project, monkeypatch):
+    monkeypatch.setattr(records, "commit", lambda: "abc1234+")
+    monkeypatch.setattr(Study, "train", lambda *args, **options: pytest.fail("a study was trained"))
+    with pytest.raises(SystemExit, match="error: lib, studies or benchmarks have changes that are not committed"):
+        command.main(["trials_mnist"])
+
+
+def test_what_a_study_needs_is_trained_first(project, monkeypatch):
+    order = []
+    monkeypatch.setattr(Study, "train", lambda self, *args, **options: order.append(self.name))
+    command.main(["final_mnist"])
+    assert order == ["trials_mnist", "finalists_mnist", "final_mnist"]
+
+
+def test_a_machine_is_named_exactly():
+    name = records.machine(torch.device("cpu"), 1)
+    assert name.startswith(records.name(torch.device("cpu"), 1)) and torch.backends.cpu.get_cpu_capability() in name
