@@ -82,6 +82,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "SmoothAirNet": functools.partial(AirNet, smooth=True),
     "NarrowAirNet": functools.partial(AirNet, widths=(32, 128, 128)),  # a third of the time
     "NarrowSmoothAirNet": functools.partial(AirNet, widths=(32, 128, 128), smooth=True),
+    "TinyAirNet": functools.partial(AirNet, widths=(8, 16, 16)),  # for the smoke profile
 }
 
 

@@ -18,7 +18,7 @@ def shrink(run):
     fields = {field.name for field in dataclasses.fields(run)}
     small = {name: value for name, value in SMALL.items() if name in fields}
     if "head" in fields:
-        small["network"] = "Narrow" * (run.network in ("AirNet", "SmoothAirNet")) + run.network
+        small["network"] = "TinyAirNet" if "AirNet" in run.network else run.network
     return dataclasses.replace(run, **small)
 
 
@@ -41,7 +41,7 @@ def thin(plan) -> list:
 
 
 def shrink_data(data: Data) -> Data:
-    """In the smoke profile a set of 2,000 training images and 250 others each."""
+    """In the smoke profile a set of 1,000 training images and 250 others each."""
     if not paths.smoke():
         return data
-    return dataclasses.replace(data, train=data.train[:2000], val=data.val[:250], test=data.test[:250])
+    return dataclasses.replace(data, train=data.train[:1000], val=data.val[:250], test=data.test[:250])
