@@ -107,11 +107,15 @@ class Data:
         views = [self.normalise(view) for view in views]
         return views + [view.flip(-1) for view in views if self.flip]
 
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Indices, on the CPU, of the training images as a pass over them takes them."""
+        return torch.randperm(len(self.train), generator=generator)
+
     def epoch(self, batch_size: int, generator: torch.Generator, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Pass of that number over the training images, shuffled, augmented; an incomplete last batch is left out.
         All random numbers go to the device at once, for each copy makes Python wait."""
         batch_size, device = min(batch_size, len(self.train)), self.train.labels.device
-        order = torch.randperm(len(self.train), generator=generator)
+        order = self.order(generator)
         batches = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
         drawn = torch.stack([self.draw(batch_size, generator) for _ in batches])  # (batches, 3, B)
         if self.alternate:
@@ -136,8 +140,9 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
     """The set of that name in ``SETS``: MNIST, CIFAR-10, scikit-learn's digits, Omniglot.
 
     The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a tenth of a smaller
-    set, four of the twenty drawers of each of Omniglot's characters. Missing files are downloaded to root. Raises ValueError for an unknown name, OSError for damaged files and for
-    a download that fails; each message names the cure. A data set more is a loader more in ``SETS``.
+    set, four of the twenty drawers of each of Omniglot's characters. Missing files are downloaded to root. Raises
+    ValueError for an unknown name, OSError for damaged files and for a download that fails; each message names the
+    cure. A data set more is a loader more in ``SETS``.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SETS)}, or an existing image folder")

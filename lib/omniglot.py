@@ -72,8 +72,8 @@ def _ink(file: Path) -> np.ndarray:
 
 
 def shrink(ink: np.ndarray) -> Tensor:
-    """Drawings (N, 105, 105), 1 where there is ink, as uint8 (N, 1, 28, 28): the share of ink in each box of 3.75 x 3.75
-    pixels, times 255. A box has 15 x 15 sixteenths of a pixel, so that whole numbers are added, alike everywhere."""
+    """Drawings (N, 105, 105), 1 where there is ink, as uint8 (N, 1, 28, 28): 255 times the share of ink in each box of
+    3.75 x 3.75 pixels. That is 15 x 15 sixteenths of a pixel: whole numbers are added, alike on every machine."""
     edges = np.arange(SIZE + 1) * 15  # of the boxes, in quarters of a pixel
     quarters = np.arange(SIDE) * 4
     overlap = np.minimum(edges[1:, None], quarters + 4) - np.maximum(edges[:-1, None], quarters)

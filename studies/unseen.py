@@ -61,17 +61,18 @@ def episodes(y: Tensor, group: Tensor, ways: int, shots: int, n: int, seed: int 
     is left there are no tasks, (0, ways, 1 + shots).
     """
     draw = np.random.default_rng(seed)
-    images = {int(c): np.flatnonzero(y.numpy() == c) for c in y.unique()}
-    members: dict[int, list] = {}
-    for own in images.values():
-        if len(own) > shots:
-            members.setdefault(int(group[own[0]]), []).append(own)
-    groups = [classes for _, classes in sorted(members.items()) if len(classes) >= ways]
+    images = [np.flatnonzero(y.numpy() == c) for c in y.unique()]
+    images = [own for own in images if len(own) > shots]
+    table = np.full((len(images), max(map(len, images), default=0)), -1)  # a row per class, filled up with -1
+    for row, own in zip(table, images, strict=True):
+        row[: len(own)] = own
+    of_group = [np.flatnonzero(group.numpy()[table[:, 0]] == g) for g in group.unique()] if images else []
+    groups = [classes for classes in of_group if len(classes) >= ways]
     tasks = []
     for _ in range(n if groups else 0):
-        classes = groups[draw.integers(len(groups))]
-        chosen = draw.choice(len(classes), ways, replace=False)
-        tasks.append([draw.choice(classes[c], 1 + shots, replace=False) for c in chosen])
+        classes = table[draw.permutation(groups[draw.integers(len(groups))])[:ways]]  # (ways, images)
+        order = np.where(classes < 0, 1, draw.random(classes.shape)).argsort(1)
+        tasks.append(np.take_along_axis(classes, order[:, : 1 + shots], 1))
     return torch.from_numpy(np.array(tasks, dtype=np.int64).reshape(-1, ways, 1 + shots))
 
 
