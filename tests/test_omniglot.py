@@ -19,7 +19,6 @@ from lib import data, heads, omniglot, paths
 from studies import __main__ as studies_main
 from studies import omniglot as study
 from studies import records, runs, search, unseen
-from studies import smoke as smoke_profile
 
 REAL = Path(__file__).parent.parent / "data"
 
@@ -464,8 +463,6 @@ def test_a_trial_that_diverges_has_lost(small, monkeypatch):
 def test_the_smoke_profile_is_small(small, monkeypatch):
     monkeypatch.setenv("PROFILE", "smoke")
     monkeypatch.setattr(study, "TASKS", 3)
-    losses, classes = smoke_profile.OMNIGLOT
-    monkeypatch.setattr(smoke_profile, "OMNIGLOT", (tuple(set(losses) - {"NormFace"}), classes))
     runs.load.cache_clear()
     for one in (study.TRIALS, study.FINALISTS, study.FINAL, study.CLASSES):
         one.train()
