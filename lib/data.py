@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import datasets
 
+from lib import omniglot
 from lib.device import memory_format
 
 VAL_SIZE = 5000
@@ -47,7 +48,9 @@ class Data:
     mean, std: per channel, of pixels in [0, 1]. crop_padding: augmentation shifts an image by up to that many pixels
     and, with flip, mirrors half of them; 0 and False for none. reflect: what a shift uncovers is the mirrored border,
     not black. alternate: mirror each image in every other epoch (Jordan 2024, arXiv 2404.00498), so that two epochs
-    show it both ways; ``epoch`` does, ``augment`` alone does not. shifted_views: see ``views``.
+    show it both ways; ``epoch`` does, ``augment`` alone does not. shifted_views: see ``views``. unseen: if the test
+    images are of classes that training never sees, the names of these; their labels go on behind those of ``classes``,
+    so that no head takes them for its own.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Data:
     reflect: bool = False
     alternate: bool = False
     shifted_views: bool = False
+    unseen: tuple[str, ...] = ()
 
     @functools.cached_property
     def _mean_std(self) -> Tensor:  # (2, 1, channels, 1, 1), copied to the device once
@@ -103,11 +107,15 @@ class Data:
         views = [self.normalise(view) for view in views]
         return views + [view.flip(-1) for view in views if self.flip]
 
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Indices, on the CPU, of the training images as a pass over them takes them."""
+        return torch.randperm(len(self.train), generator=generator)
+
     def epoch(self, batch_size: int, generator: torch.Generator, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Pass of that number over the training images, shuffled, augmented; an incomplete last batch is left out.
         All random numbers go to the device at once, for each copy makes Python wait."""
         batch_size, device = min(batch_size, len(self.train)), self.train.labels.device
-        order = torch.randperm(len(self.train), generator=generator)
+        order = self.order(generator)
         batches = order[: len(order) // batch_size * batch_size].view(-1, batch_size)
         drawn = torch.stack([self.draw(batch_size, generator) for _ in batches])  # (batches, 3, B)
         if self.alternate:
@@ -129,11 +137,12 @@ class Data:
 
 
 def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu") -> Data:
-    """The set of that name in ``SETS``: MNIST, CIFAR-10, scikit-learn's digits.
+    """The set of that name in ``SETS``: MNIST, CIFAR-10, scikit-learn's digits, Omniglot.
 
     The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a tenth of a smaller
-    set. Missing files are downloaded to root. Raises ValueError for an unknown name, OSError for damaged files and for
-    a download that fails; each message names the cure. A data set more is a loader more in ``SETS``.
+    set, four of the twenty drawers of each of Omniglot's characters. Missing files are downloaded to root. Raises
+    ValueError for an unknown name, OSError for damaged files and for a download that fails; each message names the
+    cure. A data set more is a loader more in ``SETS``.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SETS)}, or an existing image folder")
@@ -183,8 +192,26 @@ def _digits(root: Path) -> Data:
     return split_all("digits", Split(pixels, torch.from_numpy(labels)), list("0123456789"))
 
 
+def _omniglot(root: Path) -> Data:
+    """The background alphabets for training and validation, the evaluation alphabets, as unseen classes, for test."""
+    parts = [omniglot.read(root, folder) for folder in ("images_background", "images_evaluation")]
+    # classes are called Greek/character05; a file 0398_17.png is the drawing of the alphabet's drawer 17
+    labels = [sorted({name.rpartition("/")[0] for name in names}) for _, names in parts]
+    number = {name: c for c, name in enumerate(labels[0] + labels[1])}
+    background, test = (
+        Split(images, torch.tensor([number[name.rpartition("/")[0]] for name in names])) for images, names in parts
+    )
+    held = torch.tensor([int(name[-6:-4]) > 16 for name in parts[0][1]])
+    return Data(
+        "omniglot", background[~held], background[held], test, labels[0], mean=(0.0784,), std=(0.2309,),
+        crop_padding=2, unseen=tuple(labels[1]),
+    )  # fmt: skip
+
+
 # the sets that have a name: each loader takes the folder of the data and returns Data on the CPU
-SETS: dict[str, Callable[[Path], Data]] = {"mnist": _mnist, "cifar10": _cifar10, "digits": _digits}
+SETS: dict[str, Callable[[Path], Data]] = {
+    "mnist": _mnist, "cifar10": _cifar10, "digits": _digits, "omniglot": _omniglot,
+}  # fmt: skip
 
 
 def split_all(name: str, everything: Split, classes: list[str], **augmentation) -> Data:

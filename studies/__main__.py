@@ -18,10 +18,11 @@ import time
 import torch
 
 from lib import data, device, paths
-from studies import ablation, beyond_accuracy, claims, controlled, margin_maps, records, replicas, runs, s1, tuning
+from studies import ablation, beyond_accuracy, claims, controlled, margin_maps, omniglot, records, replicas, runs, s1
+from studies import tuning as earlier_tuning
 from studies.study import Incomplete, Study
 
-MODULES = (runs, tuning, controlled, ablation, beyond_accuracy, margin_maps, replicas, s1)
+MODULES = (runs, earlier_tuning, controlled, omniglot, ablation, beyond_accuracy, margin_maps, replicas, s1)
 STUDIES = {study.name: study for module in MODULES for study in module.STUDIES}
 
 
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.list:
             print(listing(options.full))
         elif options.names == ["data"]:
-            for name in ("mnist", "cifar10"):
+            for name in ("mnist", "cifar10", "omniglot"):
                 print(f"data/ holds {name}: {len(data.load(name, paths.PROJECT / 'data').test)} test images")
         elif options.names[:1] == ["claims"]:
             numbers = claims.numbers(options.names[1:])

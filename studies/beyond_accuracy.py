@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
@@ -33,6 +33,8 @@ from lib import data as datasets
 from lib import losses, metrics, models, train
 from studies import records, runs, statistics, tables, tuning
 from studies.study import Incomplete, Study
+from studies.unseen import FAR as FAR  # the false accept rates of verification
+from studies.unseen import retrieval, verification
 
 QUESTIONS = {
     "open set": (5,),
@@ -85,7 +87,6 @@ SUMMARY = {
     "few examples": ("few examples", "test_accuracy"),
     "distortions": ("distortions", "distorted_accuracy"),
 }
-FAR = np.logspace(-4, 0, 41)  # false accept rates at which a ROC curve is kept
 # five strengths of each distortion, in units of the pixels' range, the image's side or as named
 DISTORTIONS = {
     "noise": (0.05, 0.1, 0.2, 0.3, 0.4),  # deviation, of the range
@@ -185,37 +186,6 @@ def prepare(run: Run) -> tuple[datasets.Data, datasets.Split]:
 
 
 # ---------------------------------------------------------------- what is read
-
-
-def verification(x: Tensor, y: Tensor) -> dict:
-    """Are two images of one class? ROC over all pairs of embeddings x (N, d), labels y (N,), by their cosine:
-    tar, the true accept rate at each FAR, tar_1e-2 and tar_1e-3, and the equal error rate eer."""
-    x = F.normalize(x)
-    i, j = torch.triu_indices(len(x), len(x), 1)
-    far, tar, _ = roc_curve((y[i] == y[j]).numpy(), (x @ x.T)[i, j].numpy())
-    at = np.interp(FAR, far, tar)
-    # frr - far falls along the curve: its zero is where both errors are equal
-    eer = np.interp(0, far + tar - 1, far)
-    return {
-        "tar": at.tolist(), "tar_1e-2": np.interp(1e-2, far, tar).item(), "tar_1e-3": np.interp(1e-3, far, tar).item(),
-        "eer": eer.item(),
-    }  # fmt: skip
-
-
-def retrieval(x: Tensor, y: Tensor) -> dict[str, float]:
-    """Recall@1, and mean average precision at R (Musgrave et al. 2020, arXiv 2003.08505), where every
-    embedding x (N, d) in turn is the query and all others are sorted by their cosine to it."""
-    from pytorch_metric_learning.distances import CosineSimilarity  # takes a second, and nothing else needs it
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-    from pytorch_metric_learning.utils.inference import CustomKNN
-
-    measured = AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r"),
-        k="max_bin_count",
-        knn_func=CustomKNN(CosineSimilarity()),
-        device=torch.device("cpu"),
-    ).get_accuracy(x, y)
-    return {"recall_at_1": measured["precision_at_1"], "map_at_r": measured["mean_average_precision_at_r"]}
 
 
 @torch.no_grad()

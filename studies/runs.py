@@ -25,6 +25,9 @@ RECIPES = {
         "crop_padding": 2,
     },
     "digits": {"network": "SmallNet", "epochs": 20, "batch_size": 64, "lr": 0.05},
+    "omniglot": {
+        "network": "SmallNet", "embedding_dim": 128, "epochs": 6, "batch_size": 128, "lr": 0.2, "margin_warmup": 1.5,
+    },
 }  # fmt: skip
 # the fields of a Config that train.fit takes
 TRAINING = (
@@ -163,6 +166,8 @@ def execute(
 ) -> tuple[models.Classifier, dict]:
     """Train one run, on data if they are given; returns the model and its record. Nothing is written."""
     data = load_for(config, data)
+    if data.unseen:
+        raise ValueError(f"the test images of {data.name} are of classes never seen: `studies.{data.name}` reads them")
     model, history = fit(config, data, progress)
     x = train.embed(model, data, data.test)
     with torch.no_grad():

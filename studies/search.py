@@ -27,7 +27,7 @@ SPACE = {
     "CombinedMargin": {"s": S, "m1": (1.0, 1.5), "m2": (0.0, 0.6), "m3": (0.0, 0.4)},
     "CurricularFace": {"s": S, "m": (0.02, 1.0)},
     "AdaFace": {"s": S, "m": (0.02, 0.8), "h": (0.05, 1.0)},
-    "KappaFace": {"s": S, "m": (0.02, 1.0)},
+    "KappaFace": {"s": S, "m0": (0.05, 2.8)},  # its mean margin is about 0.35 m0
     "AdaLoss": {"s": S, "m": (0.02, 1.0), "gamma": (0.1, 3.0)},
     "Triplet": {"m": (0.02, 1.0)},
 }

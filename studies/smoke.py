@@ -9,6 +9,8 @@ from lib.data import Data
 SEEDS, TRIALS = 2, 2  # of a plan; per seed and loss that differ in constants and rates alone
 SMALL = {"epochs": 1, "low_res_epochs": 0, "train_size": 128, "batch_size": 64}
 LEFT_OUT = ("SphereFace", "CosFace", "CombinedMargin", "CurricularFace")  # enough losses are left
+# of Omniglot's runs, of a single seed and one trial a loss: losses, numbers of classes
+OMNIGLOT = ("Softmax", "NormFace", "ArcFace", "AdaLoss", "PermutedAdaLoss", "RandomMargin"), (0, 10)
 
 
 def shrink(run):
@@ -31,17 +33,24 @@ def thin(plan) -> list:
     for run in plan:
         if run.seed not in seeds:
             continue
+        if hasattr(run, "trial"):
+            losses, classes = OMNIGLOT
+            if run.seed != seeds[0] or run.head not in losses or run.classes not in classes:
+                continue
         if hasattr(run, "head"):
             setting = dataclasses.replace(run, constants=(), lr=0.0, muon_lr=0.0)
             counts[setting] += 1
-            if counts[setting] > TRIALS or (run.head in LEFT_OUT and not hasattr(run, "known")):
+            most = 1 if getattr(run, "trial", False) else TRIALS
+            if counts[setting] > most or (run.head in LEFT_OUT and not hasattr(run, "known")):
                 continue
         kept.append(shrink(run))
     return list(dict.fromkeys(kept))
 
 
 def shrink_data(data: Data) -> Data:
-    """In the smoke profile a set of 1,000 training images and 250 others each."""
+    """In the smoke profile a set of 1,000 training images and 250 others each; of one with unseen classes more, so that
+    there are some of every kind."""
     if not paths.smoke():
         return data
-    return dataclasses.replace(data, train=data.train[:1000], val=data.val[:250], test=data.test[:250])
+    train, test = (2000, 1000) if data.unseen else (1000, 250)
+    return dataclasses.replace(data, train=data.train[:train], val=data.val[:250], test=data.test[:test])
