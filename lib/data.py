@@ -1,31 +1,22 @@
 """Data sets as uint8 tensors that live on the device, with batch augmentation there."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import datasets
 
-from lib import omniglot
 from lib.device import memory_format
+from lib.sets import omniglot
+from lib.sets.files import fetch
 
 VAL_SIZE = 5000
-# the extracted files, which torchvision only checks for presence
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
-
 
 @dataclass(frozen=True)
 class Split:
@@ -150,40 +141,20 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
 
 
 def _mnist(root: Path) -> Data:
-    sets = _fetch(datasets.MNIST, root)
-    for file, md5 in MNIST_MD5.items():
-        path = root / "MNIST" / "raw" / file
-        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-            raise OSError(f"{path} is damaged (its MD5 is wrong): delete it and start again to download it anew")
+    sets = fetch(datasets.MNIST, root)
     rest, test = (Split(s.data[:, None], s.targets) for s in sets)
     train, val = holdout(rest, VAL_SIZE)
     return Data("mnist", train, val, test, list("0123456789"), mean=(0.1307,), std=(0.3081,))
 
 
 def _cifar10(root: Path) -> Data:
-    sets = _fetch(datasets.CIFAR10, root)
+    sets = fetch(datasets.CIFAR10, root)
     rest, test = (Split(torch.from_numpy(s.data).movedim(3, 1).contiguous(), torch.tensor(s.targets)) for s in sets)
     train, val = holdout(rest, VAL_SIZE)
     # the customary deviations are means over images; over all pixels they are (0.2469, 0.2434, 0.2616), so that
     # normalised channels have 1.22 to 1.30. The recorded runs are made with them
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     return Data("cifar10", train, val, test, sets[0].classes, mean, std, crop_padding=4, flip=True)
-
-
-def _fetch(dataset, root: Path):
-    """torchvision's train and test sets; its own download, MD5-checked, only if files are missing."""
-    name = dataset.__name__
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):  # several processes may start without data
-            return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
-    except Exception as error:  # torchvision raises URLError, RuntimeError, EOFError, ... for this
-        files = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}[name]
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(
-            f"{name} could not be read from or downloaded to {root}/ ({cause}): connect to the network, "
-            f"or delete damaged files and copy {files}/ there from another machine"
-        ) from error
 
 
 def _digits(root: Path) -> Data:
@@ -193,18 +164,10 @@ def _digits(root: Path) -> Data:
 
 
 def _omniglot(root: Path) -> Data:
-    """The background alphabets for training and validation, the evaluation alphabets, as unseen classes, for test."""
-    parts = [omniglot.read(root, folder) for folder in ("images_background", "images_evaluation")]
-    # classes are called Greek/character05; a file 0398_17.png is the drawing of the alphabet's drawer 17
-    labels = [sorted({name.rpartition("/")[0] for name in names}) for _, names in parts]
-    number = {name: c for c, name in enumerate(labels[0] + labels[1])}
-    background, test = (
-        Split(images, torch.tensor([number[name.rpartition("/")[0]] for name in names])) for images, names in parts
-    )
-    held = torch.tensor([int(name[-6:-4]) > 16 for name in parts[0][1]])
+    (train, val, test), classes, unseen = omniglot.splits(root)
     return Data(
-        "omniglot", background[~held], background[held], test, labels[0], mean=(0.0784,), std=(0.2309,),
-        crop_padding=2, unseen=tuple(labels[1]),
+        "omniglot", Split(*train), Split(*val), Split(*test), classes, mean=(0.0784,), std=(0.2309,), crop_padding=2,
+        unseen=unseen,
     )  # fmt: skip
 
 

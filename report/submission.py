@@ -12,7 +12,15 @@ from lib import paths
 from report.notebooks import read
 from report.pdf import report
 
-CODE = ("lib", "lib/heads", "studies", "benchmarks", "report", "report/layout")  # folders whose files go into the zip
+CODE = (
+    "lib",
+    "lib/heads",
+    "lib/sets",
+    "studies",
+    "benchmarks",
+    "report",
+    "report/layout",
+)  # folders whose files go into the zip
 SUFFIXES = (".py", ".mplstyle", ".typ", ".lua")
 SUBMISSION = "run `make submission LASTNAME=Lovelace FIRSTNAME=Ada ID=1234567`"
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib import data as datasets
-from lib import metrics, models, omniglot, paths, train
+from lib import metrics, models, paths, train
+from lib.sets import omniglot
 from studies import records, runs, search, smoke, unseen, verdicts
 from studies.beyond_accuracy import only, subset
 from studies.study import Study

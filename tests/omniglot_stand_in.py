@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lib import omniglot
+from lib.sets import omniglot
 
 BACKGROUND = {"Alpha": 5, "Beta": 4, "Delta": 3, "Gamma": 5}  # characters of each alphabet
 EVALUATION = {"Angelic": 20, "Zeta": 3}

@@ -12,12 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import data
+from lib.sets import files
 
 ROOT = Path(__file__).parent.parent / "data"
 RAW, BATCHES = "MNIST/raw", "cifar-10-batches-py"
 MNIST_FILE, CIFAR_FILE = f"{RAW}/t10k-images-idx3-ubyte", f"{BATCHES}/test_batch"
 HERE = {
-    "mnist": all((ROOT / RAW / file).exists() for file in data.MNIST_MD5),
+    "mnist": all((ROOT / RAW / file).exists() for file in files.MNIST_MD5),
     "cifar10": len(list((ROOT / BATCHES).glob("*_batch*"))) == 6,
     "digits": True,
 }

@@ -15,7 +15,8 @@ from omniglot_stand_in import BACKGROUND, EVALUATION, ITEMS, RUNS, make, strokes
 from PIL import Image
 from torch.nn import functional as F
 
-from lib import data, heads, omniglot, paths
+from lib import data, heads, paths
+from lib.sets import omniglot
 from studies import __main__ as studies_main
 from studies import omniglot as study
 from studies import records, runs, search, unseen

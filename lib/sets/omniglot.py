@@ -25,6 +25,26 @@ FOLDERS = {
 ZIPS_MD5 = {**Omniglot.zips_md5, "one_shot_runs": "e8996daecdf12afeeb4a53a179f06b19"}
 
 
+Labelled = tuple[Tensor, Tensor]  # images (N, 1, 28, 28) and labels (N,)
+
+
+def splits(root: Path) -> tuple[tuple[Labelled, Labelled, Labelled], list[str], tuple[str, ...]]:
+    """Training, validation and test images with their labels, the names of the classes, those of the test's.
+
+    The background alphabets are for training and, their drawers 17 to 20, for validation; the evaluation alphabets are
+    the test's, labelled behind the others. A class is called like Greek/character05.
+    """
+    parts = [read(root, folder) for folder in ("images_background", "images_evaluation")]
+    background, test = ([name.rpartition("/")[0] for name in names] for _, names in parts)
+    classes, unseen = sorted(set(background)), sorted(set(test))
+    number = {name: c for c, name in enumerate(classes + unseen)}
+    known, other = (torch.tensor([number[name] for name in names]) for names in (background, test))
+    held = torch.tensor([int(name[-6:-4]) > 16 for name in parts[0][1]])  # 0398_17.png is by drawer 17
+    (images, _), (test_images, _) = parts
+    train, val = (images[~held], known[~held]), (images[held], known[held])
+    return (train, val, (test_images, other)), classes, tuple(unseen)
+
+
 def read(root: Path, folder: str) -> tuple[Tensor, list[str]]:
     """All images of a folder, uint8 (N, 1, 28, 28) with white ink on black, and their paths in it, in ascending order.
 
