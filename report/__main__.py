@@ -18,6 +18,7 @@ from pathlib import Path
 from lib import paths
 from report import build as building
 from report import environment
+from report import submission as naming
 
 ALL = {"study", "report", "notebooks", "dev"}
 
@@ -44,17 +45,13 @@ def status() -> None:
 def submission(lastname: str, firstname: str, id: str) -> None:
     """Build what is out of date, then write the zip to hand in: code, records, figures, and the PDF with your name
     (half a minute if nothing is out of date)."""
-    from report import submission
-
     print("\n".join(building.build()))
-    print(f"wrote {submission.submission(lastname, firstname, id).name}")
+    print(f"wrote {naming.submission(lastname, firstname, id).name}")
 
 
 def check_name(lastname: str, firstname: str, id: str) -> None:
     """Say how the zip to hand in will be called (a second)."""
-    from report import submission
-
-    print(f"{submission.submission_name(lastname, firstname, id)}.zip is the name")
+    print(f"{naming.submission_name(lastname, firstname, id)}.zip is the name")
 
 
 def pdf() -> None:
@@ -174,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         paths.smoke(), paths.retrain()  # a wrong setting stops before anything is written
         groups = COMMANDS[function]
         if function is submission:
-            check_name(**options)
+            naming.submission_name(**options)
         if function in (build, submission) and building.stale(options.get("all", False)):
             groups = ALL - {"dev"}
         if groups:

@@ -17,7 +17,7 @@ from lib import paths
 
 # pyproject.toml's groups, with the modules that their packages are imported as
 GROUPS = {
-    "report": ("matplotlib", "nbclient", "nbconvert", "pypandoc", "tqdm", "typst", "yaml"),
+    "report": ("IPython", "matplotlib", "nbclient", "nbconvert", "pypandoc", "tqdm", "typst", "yaml"),
     "study": (
         "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "tabulate", "matplotlib", "PIL", "seaborn",
         "joblib", "pytorch_metric_learning", "filelock", "tqdm",

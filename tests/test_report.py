@@ -355,3 +355,29 @@ def test_colab_writes_all_or_nothing(workspace):
     with pytest.raises(ValueError, match=r"02_second.ipynb has no set-up cell"):
         colab.link("ada/margins")
     assert (workspace / "notebooks" / "01_first.ipynb").read_text() == before
+
+
+def test_what_is_handed_in_runs_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("PROFILE", raising=False)
+    monkeypatch.setattr(submission.paths, "write", lambda path, content: (tmp_path / path.name).write_bytes(content))
+    name = submission.submission("Lovelace", "Ada", "1").name
+    home = tmp_path / "unpacked"
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        archive.extractall(home)
+    assert "Ada Lovelace" in PdfReader(home / name.replace(".zip", ".pdf")).pages[0].extract_text()
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PYTHON"))}
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, *arguments], cwd=home, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert str(home) in run("-c", "import lib; print(lib.__file__)")
+    tests = run("-m", "pytest", "-q", "-p", "no:xdist", "tests/test_losses.py", "-k", "ArcFace and not compile")
+    assert " passed" in tests or "100%" in tests
+    assert re.search(r"^mnist +27 of 27 ", run("-m", "studies", "--list"), re.M)  # with its records
+    script = (home / "notebooks" / "02_arcface_derivation.py").read_text(encoding="utf-8")
+    parts = script.split("\n# ## ")  # its first sections: all of it takes a minute
+    (home / "notebooks" / "02_begin.py").write_text("\n# ## ".join(parts[:4]), encoding="utf-8")
+    assert "get_ipython" not in script and len(parts) > 5
+    run("notebooks/02_begin.py")
