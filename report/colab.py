@@ -1,40 +1,36 @@
-"""Colab: the repository's address and the badges, written into notebooks, README and pyproject.toml."""
+"""Colab: the repository's address and the badges, written into notebooks, README and pyproject.toml; and what the
+set-up cell does there. Standard library only."""
 
+import importlib.metadata
+import json
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
-import nbformat
-
 from lib import paths
-from report.notebooks import read
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-BADGES_START, BADGES_END = "<!-- badges: written by make colab -->", "<!-- badges: end -->"
+CELL = Path(__file__).with_name("set_up_cell.py")
+ADDRESS = re.compile(r'^REPO = ".*?"', re.M)
 
 
-def link(repo: str) -> list[Path]:
-    """Write the repository's address and the Colab badges; returns the files that changed. All are
-    written or, with a ValueError, none.
+def link(repo: str = "") -> list[Path]:
+    """Write the set-up cell with the repository's address, and the Colab badges; returns the files that changed. repo
+    is owner/name or an address on GitHub, by default that of the git remote origin. All are written or, with a
+    ValueError, none.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.+$)[A-Za-z0-9_.-]{1,100}", repo):
-        raise ValueError(f"REPO {repo!r} is not owner/name: run `make colab REPO=owner/name`")
+    repo = owner_and_name(repo or _git("remote", "get-url", "origin"))
+    branch = _git("symbolic-ref", "--short", "refs/remotes/origin/HEAD").removeprefix("origin/") or "main"
     notebooks = sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))
-    url = f"https://colab.research.google.com/github/{repo}/blob/main/notebooks"
+    url = f"https://colab.research.google.com/github/{repo}/blob/{branch}/notebooks"
     badges = {path: f"[![Open in Colab]({BADGE})]({url}/{path.name})" for path in notebooks}
-    texts = {}
-    for path in [*notebooks, paths.PROJECT / "report" / "report.ipynb"]:
-        nb = read(path)
-        setup = next((c for c in nb.cells if re.search(r'^REPO = ".*?"', c.source, re.M)), None)
-        if setup is None:
-            raise ValueError(f'{path.name} has no set-up cell (the line REPO = ""): copy that of another notebook')
-        setup.source = re.sub(r'^REPO = ".*?"', f'REPO = "https://github.com/{repo}"', setup.source, flags=re.M)
-        title = next((c for c in nb.cells if c.cell_type == "markdown"), None)
-        if path in badges and title:  # the report goes on paper
-            prose = "\n".join(line for line in title.source.split("\n") if BADGE not in line)
-            title.source = f"{badges[path]}\n\n{prose.strip()}"
-        texts[path] = nbformat.writes(nb) + "\n"
+    cell = ADDRESS.sub(f'REPO = "https://github.com/{repo}"', CELL.read_text(encoding="utf-8").rstrip())
+    texts = {path: with_cell(path, cell, badges.get(path)) for path in [*notebooks, _report()]}
     readme, pyproject = paths.PROJECT / "README.md", paths.PROJECT / "pyproject.toml"
-    texts[readme] = _with_badges(readme.read_text(encoding="utf-8"), [f"- {p.stem} {b}" for p, b in badges.items()])
+    texts[readme] = _with_badges(readme.read_text(encoding="utf-8"), badges)
     texts[pyproject] = _with_url(pyproject.read_text(encoding="utf-8"), f'Repository = "https://github.com/{repo}"')
     changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
     for path in changed:
@@ -42,15 +38,120 @@ def link(repo: str) -> list[Path]:
     return changed
 
 
-def _with_badges(readme: str, lines: list[str]) -> str:
-    """The list between the README's markers, which go to its end if there are none."""
-    if BADGES_START not in readme:
-        readme = f"{readme.rstrip()}\n\n{BADGES_START}\n{BADGES_END}\n"
-    before, after = readme.split(BADGES_START, 1)
-    return "\n".join([before + BADGES_START, *lines, BADGES_END + after.split(BADGES_END, 1)[-1]])
+def owner_and_name(repo: str) -> str:
+    """owner/name of an address on GitHub as it is pasted. Raises ValueError for what is none."""
+    short = re.sub(r"^(\w+://)?([^/@]+@)?(www\.)?github\.com[/:]", "", repo.strip())
+    short = re.sub(r"/(tree|blob)/.*", "", short).rstrip("/").removesuffix(".git")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.+$)[A-Za-z0-9_.-]{1,100}", short):
+        cause = f"REPO {repo!r} is no repository on GitHub" if repo else "there is no git remote origin"
+        raise ValueError(f"{cause}: run `make colab REPO=owner/name`")
+    return short
+
+
+def with_cell(path: Path, cell: str, badge: str | None = None) -> str:
+    """The notebook with this set-up cell, and the badge above its title. Raises ValueError if it has no such cell."""
+    try:
+        nb = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{path.name} is not a notebook: restore it") from None
+    sources = {number: "".join(part["source"]) for number, part in enumerate(nb["cells"])}
+    found = next((n for n, s in sources.items() if nb["cells"][n]["cell_type"] == "code" and ADDRESS.search(s)), None)
+    if found is None:
+        raise ValueError(f'{path.name} has no set-up cell (the line REPO = ""): copy that of another notebook')
+    nb["cells"][found]["source"] = cell.splitlines(True)
+    title = next((n for n in sources if nb["cells"][n]["cell_type"] == "markdown"), None)
+    if badge and title is not None:
+        prose = "\n".join(line for line in sources[title].split("\n") if BADGE not in line)
+        nb["cells"][title]["source"] = f"{badge}\n\n{prose.strip()}".splitlines(True)
+    return json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n"  # as nbformat does
+
+
+def _report() -> Path:
+    return paths.PROJECT / "report" / "report.ipynb"
+
+
+def _with_badges(readme: str, badges: dict[Path, str]) -> str:
+    """A badge behind each notebook's link in the table of notebooks, in place of an earlier one."""
+    for path, badge in badges.items():
+        row = re.compile(rf"^(\| \[[^]]*\]\(notebooks/{re.escape(path.name)}\))[^|]*\|", re.M)
+        readme = row.sub(lambda found, badge=badge: f"{found[1]} {badge} |", readme)
+    return readme
 
 
 def _with_url(pyproject: str, line: str) -> str:
     if "[project.urls]" not in pyproject:
-        return pyproject.replace("[build-system]", f"[project.urls]\n{line}\n\n[build-system]", 1)
+        return pyproject.replace("[dependency-groups]", f"[project.urls]\n{line}\n\n[dependency-groups]", 1)
     return re.sub(r"^Repository = .*$", line, pyproject, flags=re.M)
+
+
+def _git(*arguments: str) -> str:
+    """What git says here; nothing if it fails."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=paths.PROJECT, capture_output=True, text=True, encoding="utf-8")
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+# ---------------------------------------------------------------- on Colab
+
+
+def prepare(drive: str = "") -> None:
+    """Install what the studies need and Colab lacks, say which GPU there is, and keep the records on Drive if a folder
+    there is given. Raises OSError if pip fails."""
+    missing, pins = lacking()
+    if missing:
+        print(f"installing {', '.join(missing)}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:  # what is there stays as it is
+            constraints = Path(folder, "constraints.txt")
+            constraints.write_text("\n".join(pins), encoding="utf-8")
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *missing]
+            if subprocess.run(pip).returncode:
+                raise OSError("pip failed (the reason is above)")
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpu = subprocess.run(query, capture_output=True, text=True, encoding="utf-8").stdout.strip()
+    except OSError:
+        gpu = ""
+    print(f"GPU: {gpu}" if gpu else "no GPU: Runtime > Change runtime type offers one; it is needed for training only")
+    if drive:
+        print(f"records are kept in {keep(Path(drive))}")
+
+
+def lacking() -> tuple[list[str], list[str]]:
+    """The studies' requirements that are not installed at all; and the versions of all that is installed, as pins."""
+    text = (paths.PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    torch = re.search(r'^dependencies = \["(.*?)"\]', text, re.M)[1]
+    group = re.search(r"^study = \[$(.*?)^\]$", text, re.M | re.S)[1]
+    installed = {}
+    for distribution in importlib.metadata.distributions():
+        installed.setdefault(_canonical(distribution.metadata["Name"] or ""), distribution.version)
+    missing = [
+        requirement
+        for requirement in [torch, *re.findall(r'"(.*?)"', group)]
+        if _canonical(re.split(r"[<>=!~\[ ;]", requirement)[0]) not in installed
+    ]
+    return missing, [f"{name}=={version}" for name, version in installed.items() if name and version]
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def keep(drive: Path) -> Path:
+    """Let results/ be a folder on Drive, which gets the lines of the records here that it lacks. Returns it."""
+    here, there = paths.PROJECT / "results", drive / "angular-margin-study" / "results"
+    if here.is_symlink():
+        return there
+    for path in sorted(p for p in here.rglob("*") if p.is_file()):
+        copy = there / path.relative_to(here)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl" and copy.exists():
+            kept = copy.read_bytes().splitlines(True)
+            new = [line for line in path.read_bytes().splitlines(True) if line not in set(kept)]
+            paths.write(copy, b"".join([*new, *kept]))  # the newest record of a run counts: those made on Colab
+        else:
+            shutil.copyfile(path, copy)
+    here.rename(here.with_name("results_of_the_clone"))
+    here.symlink_to(there, target_is_directory=True)
+    return there

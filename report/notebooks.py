@@ -3,6 +3,8 @@ cause and the cure."""
 
 import re
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -11,6 +13,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 from lib import paths
+from report import freshness, reads
 
 
 def read(notebook: Path) -> nbformat.NotebookNode:
@@ -29,7 +32,8 @@ def line(message) -> str:
 
 
 def execute(notebook: Path, destination: Path) -> None:
-    """Run a notebook from a clean kernel in its own folder and write the result to destination.
+    """Run a notebook from a clean kernel in its own folder and write the result to destination, with the hashes of
+    what it was executed from.
 
     Raises ValueError with the notebook, the section and the exception of a failing cell.
     """
@@ -37,7 +41,6 @@ def execute(notebook: Path, destination: Path) -> None:
     headings, current = sections(nb), 0
     client = NotebookClient(nb, timeout=None, kernel_name="python3", coalesce_streams=True)
     client.resources = {"metadata": {"path": str(notebook.parent)}}
-    client.extra_arguments = ["--log-level=ERROR"]
 
     def show(cell, cell_index):
         nonlocal current
@@ -46,15 +49,25 @@ def execute(notebook: Path, destination: Path) -> None:
         bar.set_postfix_str(headings[cell_index])
 
     client.on_cell_start = show
-    with tqdm(total=len(nb.cells), unit="cell", desc=notebook.stem, file=sys.stdout) as bar:
+    start = time.time()
+    # off a terminal, where each of its steps would be a line, the bar is left out
+    bar = tqdm(total=len(nb.cells), unit="cell", desc=notebook.stem, file=sys.stdout, disable=None)
+    with bar, tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "read")
+        first = f"__import__('runpy').run_path({reads.__file__!r})['note']({str(log)!r})"
+        client.extra_arguments = ["--log-level=ERROR", f"--IPKernelApp.exec_lines={first}"]
         try:
             client.execute()
         except (CellExecutionError, DeadKernelError) as error:
             cause = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else error
             raise ValueError(f"{notebook.name}, section {headings[current]!r}: {line(cause)}") from None
+        files = log.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     for cell in nb.cells:
         cell.metadata.pop("execution", None)  # time stamps
+    nb.metadata[freshness.KEY] = freshness.stamp(nb, set(files))
     paths.write(destination, nbformat.writes(nb) + "\n")
+    if bar.disable:
+        print(f"{notebook.stem}: executed in {time.time() - start:.0f} s")
 
 
 def sections(nb) -> list[str]:

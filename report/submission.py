@@ -6,40 +6,37 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
-from nbconvert.exporters import PythonExporter
-
 from lib import paths
-from report.notebooks import read
-from report.pdf import report
+from report import freshness
 
-CODE = (
-    "lib",
-    "lib/heads",
-    "lib/sets",
-    "studies",
-    "benchmarks",
-    "report",
-    "report/layout",
-)  # folders whose files go into the zip
-SUFFIXES = (".py", ".mplstyle", ".typ", ".lua")
+# folders whose files go into the zip, and what else somebody needs to run them
+CODE = ("lib", "lib/heads", "lib/sets", "studies", "benchmarks", "report", "report/layout", "tests")
+SUFFIXES = (".py", ".mplstyle", ".typ", ".lua", ".yml", ".bib")
+OTHERS = ("README.md", "LICENSE", "pyproject.toml", "uv.lock", "requirements.txt", "environment.yml")
+OTHERS += ("docs/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz")
 SUBMISSION = "run `make submission LASTNAME=Lovelace FIRSTNAME=Ada ID=1234567`"
 
 
 def submission(lastname: str, firstname: str, id: str) -> Path:
-    """Write lastname_firstname_ID_Project1.zip: the code, the notebooks as scripts, the figures and the PDF
-    under that name and ID. Raises ValueError for an impossible name or ID and for what is missing.
+    """Write lastname_firstname_ID_Project1.zip: the code, the notebooks as scripts, the records that they read, the
+    figures, and the PDF under that name and ID. Raises ValueError for an impossible name or ID and for what is missing.
     """
+    from nbconvert.exporters import PythonExporter  # the name is checked before anything is installed
+
+    from report.notebooks import read
+    from report.pdf import report
+
     stem = submission_name(lastname, firstname, id)
     here = Path(__file__).resolve().parent.parent
     code = (p for folder in CODE for p in (here / folder).glob("*.*") if p.suffix in SUFFIXES)
-    files = {p.relative_to(here).as_posix(): p.read_bytes() for p in code}
-    expected = [paths.folder("report") / "report.pdf"]
+    others = (p for pattern in OTHERS for p in here.glob(pattern))
+    files = {p.relative_to(here).as_posix(): p.read_bytes() for p in (*code, *others)}
+    missing = []
     for path in [*paths.folder("notebooks").glob("*.ipynb"), paths.folder("report") / "report.ipynb"]:
-        script = PythonExporter(exclude_input_prompt=True).from_notebook_node(read(path))[0]
+        nb = read(path)
+        script = PythonExporter(exclude_input_prompt=True).from_notebook_node(nb)[0]
         files[f"{path.parent.name}/{path.stem}.py"] = script.encode()
-        saved = re.findall(r"""plots\.save\(\s*\w+,\s*["']([\w.-]+)["']""", script)
-        expected += [paths.folder("figures") / f"{name}.png" for name in saved]
-    missing = [f"{p.parent.name}/{p.name}" for p in expected if not p.exists()]
+        missing += [f"{p.parent.name}/{p.name}" for p in freshness.figures(nb) if not p.exists()]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: run `make report`")
     files |= {f"figures/{p.name}": p.read_bytes() for p in paths.folder("figures").glob("*.png")}

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pandas as pd
 import pytest
 from test_tuning import record_trials
 
+from report import environment
+from report.__main__ import COMMANDS
 from report.__main__ import main as report
 from studies import claims, replicas, runs
 from studies.__main__ import STUDIES
@@ -96,7 +99,7 @@ def test_a_wrong_setting_stops_every_command(untrained, monkeypatch, name, value
         ["colab", "a/b"],
     ):
         assert refused(report, *arguments).startswith(f"error: {name}={value} is unknown")
-    assert refused(report, "summary", "x", "y").startswith(f"error: {name}={value} is unknown")
+    assert refused(report, "build").startswith(f"error: {name}={value} is unknown")
     assert not files(untrained)
 
 
@@ -175,6 +178,7 @@ def test_a_mistake_is_one_line_and_no_traceback():
         (["check_name", "", "Ada", "1"], "LASTNAME is empty"),
         (["check_name", "Lovelace"], "the following arguments are required: firstname, id"),
         (["colab", "x"], "REPO 'x'"),
+        (["colab", "--quick"], "unrecognized arguments: --quick"),
         (["execute", "nowhere.ipynb"], "nowhere.ipynb is missing"),
     ],
 )
@@ -182,12 +186,52 @@ def test_the_report_refuses_in_one_line(project, arguments, message):
     assert message in refused(report, *arguments) and not files(project)
 
 
-def test_make_lists_its_targets_and_refuses_an_unknown_profile():
-    def make(*arguments):
-        command = ["make", "-C", str(ROOT), "--no-print-directory", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize("name", [function.__name__ for function in COMMANDS])
+def test_help_of_every_command_says_how_long_it_takes(project, monkeypatch, capsys, name):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(environment, "enter", None)
+    with pytest.raises(SystemExit) as ended:
+        report([name, "--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and f"python -m report {name}" in out
+    assert re.search(r"second|minute|hour|until", out) and not files(project)
 
-    for target in ("report", "test", "lab", "submission", "colab", "study", "bench", "clean"):
-        assert f"make {target}" in make().stdout
-    wrong = make("report", "PROFILE=foo")
-    assert wrong.returncode and "PROFILE=foo is unknown" in wrong.stderr and wrong.stderr.count("\n") == 1
+
+def make(*arguments):
+    command = ["make", "-C", str(ROOT), "--no-print-directory", f"PYTHON={sys.executable}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_every_target_of_make_is_a_command_of_the_driver():
+    listed = make().stdout
+    targets = re.findall(r"^  make (\w+)", listed, re.M)
+    assert targets == re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    known = {function.__name__ for function in COMMANDS}
+    for target in set(targets) - {"help"}:
+        called = make("-n", target, "LASTNAME=Lovelace", "FIRSTNAME=Ada", "ID=1").stdout.split()
+        assert called[1:3] == ["-m", "report"] and called[3] in known
+        assert called[3] == {"report": "build"}.get(target, target)
+
+
+def test_make_refuses_an_unknown_profile_and_a_missing_name():
+    for arguments, message in ((("report", "PROFILE=foo"), "PROFILE=foo is unknown"), (("submission",), "LASTNAME is")):
+        wrong = make(*arguments)
+        assert wrong.returncode and not wrong.stdout
+        said = [line for line in wrong.stderr.splitlines() if not line.startswith("make: ***")]
+        assert len(said) == 1 and said[0].startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.8", "3.9"])
+def test_an_older_python_is_refused_in_one_line(version):
+    if not (old := shutil.which(f"python{version}")) or subprocess.run([old, "-c", ""]).returncode:
+        pytest.skip(f"no Python {version} here")
+    done = subprocess.run([old, "-m", "report", "status"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: Python 3.10 or newer is needed")
+
+
+def test_the_driver_starts_without_any_package():
+    code = "import runpy, sys; sys.path[:] = ['', *(p for p in sys.path if 'site-packages' not in p)]; "
+    code += "sys.argv = ['report', '--help']; runpy.run_module('report', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "submission" in done.stdout, done.stderr

@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from report import colab as colab_tools
+
 PROJECT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 
@@ -58,8 +60,9 @@ def test_form(path):
     assert path.stat().st_size < 5e6
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, PROJECT / "report" / "report.ipynb"], ids=lambda p: p.stem)
 def test_setup_cell_is_the_same_everywhere(path):
+    assert colab_tools.ADDRESS.sub('REPO = ""', setup(path)) == colab_tools.CELL.read_text().rstrip()
     assert setup(path) == setup()
 
 
@@ -71,9 +74,19 @@ COLAB = """
 import subprocess, sys, google.colab
 run = subprocess.run
 def stub(command, **options):
-    print("ran:", *command[:3])
-    return run([sys.executable, "-c", ""], **options) if "pip" in command else run(command, **options)
+    print("ran:", *command[:4])
+    return run([sys.executable, "-c", INSTALL], **options) if "report" in command else run(command, **options)
 subprocess.run = stub
+INSTALL = "print('installed')"
+"""
+CELL_BY_CELL = """
+from IPython.core.interactiveshell import InteractiveShell
+import sys
+shell = InteractiveShell.instance(colors="nocolor", history_load_length=0)
+shell.history_manager.enabled = False
+for cell in CELLS:
+    if not shell.run_cell(cell).success:
+        sys.exit(1)
 """
 
 
@@ -101,17 +114,25 @@ def remote(tmp_path):
 
 @pytest.fixture
 def colab(tmp_path):
-    """A stand-in for Colab: run(address, times) executes the set-up cell in an empty folder."""
+    """A stand-in for Colab: run(*cells) executes these in an empty folder, as a notebook does."""
     (tmp_path / "stubs/google/colab").mkdir(parents=True)
     (tmp_path / "stubs/google/colab/__init__.py").touch()
     (tmp_path / "content").mkdir()
 
-    def execute(address, times=1):
-        cell, replaced = re.subn(r'(?m)^REPO = ".*?"', f'REPO = "{address}"', setup())
-        assert replaced == 1
-        return run("\n".join([COLAB, *[cell] * times, LIB]), tmp_path / "content", tmp_path / "stubs")
+    def execute(*cells):
+        source = CELL_BY_CELL.replace("CELLS", repr([COLAB, *cells]))
+        return run(source, tmp_path / "content", tmp_path / "stubs")
 
     return execute
+
+
+def at(address, **others):
+    """The set-up cell with this address."""
+    cell, replaced = re.subn(r'(?m)^REPO = ".*?"', f'REPO = "{address}"', setup())
+    assert replaced == 1
+    for old, new in others.items():
+        cell = cell.replace(old, new)
+    return cell
 
 
 @pytest.mark.parametrize("folder", ["", "notebooks", "lib"])
@@ -120,34 +141,64 @@ def test_setup_finds_lib_from_any_folder(folder):
     assert result.stdout == f"lib: {PROJECT / 'lib' / '__init__.py'}\n" and result.stderr == ""
 
 
+def stopped(result):
+    """The one line with which a notebook stops."""
+    assert result.returncode == 1 and not result.stderr
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith("Stopped: ") and "Traceback" not in result.stdout and "Warning" not in result.stdout
+    return line
+
+
 def test_setup_outside_the_project_says_what_to_do(tmp_path):
-    result = run(setup(), tmp_path)
-    assert result.returncode == 1
-    assert result.stderr == "lib/ not found: start Jupyter inside the project's folder (`make lab` does)\n"
+    result = run(CELL_BY_CELL.replace("CELLS", repr([setup()])), tmp_path)
+    line = "Stopped: lib/ not found: start Jupyter inside the project's folder (`make lab` does)"
+    assert stopped(result) == line and result.stdout.splitlines() == [line]
 
 
 def test_setup_on_colab_clones_and_installs(colab, remote, tmp_path):
-    result = colab(remote)
-    assert result.returncode == 0, result.stderr
+    result = colab(at(remote), LIB)
+    assert result.returncode == 0, result.stdout + result.stderr
     steps = [line for line in result.stdout.splitlines() if line.startswith("ran:")]
-    assert steps == ["ran: git clone --quiet", f"ran: {sys.executable} -m pip"]
-    assert f"lib: {tmp_path / 'content/study/lib/__init__.py'}" in result.stdout
+    assert steps == ["ran: git clone --quiet --depth=1", f"ran: {sys.executable} -m report on_colab"]
+    assert f"lib: {tmp_path / 'content/study'}" in result.stdout and "lib/__init__.py" in result.stdout
 
 
-def test_setup_on_colab_clones_once(colab, remote):
-    result = colab(remote, times=2)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("ran: git clone") == 1
+def test_setup_on_colab_clones_once_and_installs_again(colab, remote):
+    result = colab(at(remote), at(remote))
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("ran: git clone") == 1 and result.stdout.count("installed") == 2
+
+
+def test_setup_on_colab_goes_on_after_a_failed_installation(colab, remote):
+    line = stopped(colab("INSTALL = 'import sys; sys.exit(1)'", at(remote)))
+    assert line == "Stopped: the installation failed (the reason is above): run this cell again"
+    result = colab(at(remote), LIB)
+    assert result.returncode == 0 and "git clone" not in result.stdout and "installed" in result.stdout
+
+
+def test_setup_on_colab_follows_a_changed_address(colab, remote, tmp_path):
+    other = tmp_path / "other"
+    subprocess.run(["git", "clone", "--quiet", remote, other], check=True)
+    result = colab(at(remote), at(other.as_uri()), LIB)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("ran: git clone") == 2 and "other/lib/__init__.py" in result.stdout
 
 
 def test_setup_on_colab_without_address(colab):
-    result = colab("")
-    assert result.returncode == 1
-    assert result.stderr.startswith("REPO is empty: run `make colab REPO=owner/name`")
-    assert result.stderr.count("\n") == 1
+    line = stopped(colab(at("")))
+    assert line.startswith("Stopped: set REPO in this cell to the address")
 
 
 def test_setup_on_colab_with_a_wrong_address(colab, tmp_path):
-    result = colab((tmp_path / "nowhere").as_uri())
-    assert result.returncode != 0 and "nowhere" in result.stderr
-    assert "ran: " + sys.executable not in result.stdout  # nothing is installed
+    address = (tmp_path / "nowhere").as_uri()
+    result = colab(at(address))
+    assert f"Stopped: {address} cannot be fetched: correct REPO" in result.stdout and "Traceback" not in result.stdout
+    assert "installed" not in result.stdout
+
+
+def test_setup_on_colab_mounts_the_drive_if_asked(colab, remote):
+    stub = "import types; google.colab.drive = types.SimpleNamespace(mount=lambda path: print('mounted', path))"
+    result = colab(stub, at(remote, **{"DRIVE = False": "DRIVE = True"}), "print(kept)")
+    assert result.returncode == 0, result.stdout
+    assert "mounted /content/drive" in result.stdout and "['--drive', '/content/drive/MyDrive']" in result.stdout
+    assert "mounted" not in colab(stub, at(remote)).stdout

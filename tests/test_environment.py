@@ -1,0 +1,368 @@
+"""Packages: groups, locks and the environment that a command finds or makes. Nothing is installed here."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from report import colab, environment
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+GROUPS = PROJECT["dependency-groups"]
+LOCK = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
+REQUIREMENTS = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+CUDA = ("nvidia-", "cuda-", "triton")
+
+
+def name(requirement):
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[ ;]", requirement)[0]).lower()
+
+
+def minimum(requirement):
+    return tuple(int(part) for part in re.search(r"[>=]=([\d.]+)", requirement)[1].split("."))
+
+
+# ---------------------------------------------------------------- groups
+
+
+def imported(*parts):
+    """The top-level modules that the code of these folders imports."""
+    found = set()
+    for path in (path for part in parts for path in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"lib", "studies", "report", "benchmarks", "google", "tomli"}
+
+
+def modules(*groups):
+    return {module for group in groups for module in environment.GROUPS[group]}
+
+
+def test_the_groups_name_the_modules_of_their_packages():
+    assert set(GROUPS) == set(environment.GROUPS)
+    provided = importlib.metadata.packages_distributions()
+    for group, requirements in GROUPS.items():
+        own = {name(requirement) for requirement in requirements} | ({"torch"} if group == "study" else set())
+        by_module = {module: {name(one) for one in provided.get(module, ())} for module in environment.GROUPS[group]}
+        installed = {module: found for module, found in by_module.items() if found}
+        assert len(environment.GROUPS[group]) == len(own), group
+        assert all(found & own for found in installed.values()), (group, installed)
+
+
+def test_each_part_imports_what_its_groups_hold():
+    own = {"nbformat", "traitlets"}  # with nbconvert
+    assert imported("report") <= modules("report") | own
+    assert imported("lib", "studies", "benchmarks") <= modules("study")
+    assert name(PROJECT["project"]["dependencies"][0]) == "torch" and len(PROJECT["project"]["dependencies"]) == 1
+    assert imported("lib/heads") <= {"torch", "pytorch_metric_learning"}
+
+
+def test_the_report_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = sys.modules['scipy'] = None; import report.pdf, report.submission"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    locked = {package["name"]: package for package in LOCK["package"]}
+    needed, queue = set(), [name(requirement) for requirement in GROUPS["report"]]
+    while queue:
+        if (one := queue.pop()) not in needed:
+            needed.add(one)
+            queue += [dependency["name"] for dependency in locked[one].get("dependencies", ())]
+    assert not {"torch", "jupyterlab", "pandas"} & needed and "typst" in needed and len(needed) < 70
+
+
+# ---------------------------------------------------------------- locks
+
+
+def test_the_lock_is_that_of_pyproject():
+    project = next(package for package in LOCK["package"] if package["name"] == PROJECT["project"]["name"])
+    locked = {
+        group: {(name(entry["name"]), entry.get("specifier", "")) for entry in entries}
+        for group, entries in project["metadata"]["requires-dev"].items()
+    }
+    wanted = {
+        group: {(name(requirement), re.sub(r"^[\w.-]+", "", requirement)) for requirement in requirements}
+        for group, requirements in GROUPS.items()
+    }
+    assert locked == wanted
+    assert [entry["name"] for entry in project["metadata"]["requires-dist"]] == ["torch"]
+    assert LOCK["requires-python"] == PROJECT["project"]["requires-python"]
+
+
+def test_the_lock_names_public_places_only():
+    hosts = set(re.findall(r"https?://([^/\"]+)", (ROOT / "uv.lock").read_text(encoding="utf-8")))
+    assert hosts == {"pypi.org", "files.pythonhosted.org"}
+    assert "://" not in "".join(REQUIREMENTS)
+
+
+def test_pip_gets_the_versions_of_the_lock():
+    locked = {
+        (package["name"], package["version"]) for package in LOCK["package"] if "virtual" not in package["source"]
+    }
+    locked = {pair for pair in locked if pair[0] != PROJECT["project"]["name"] and not pair[0].startswith(CUDA)}
+    pinned = {(name(line), re.search(r"==([^ ;]+)", line)[1]) for line in REQUIREMENTS}
+    assert pinned == locked
+
+
+def test_conda_gets_them_too():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *packages, pip = conda["dependencies"]
+    assert packages == [f"python{PROJECT['project']['requires-python']}", "pip"]
+    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+@pytest.mark.parametrize("system", ["win_amd64", "macosx_14_0_arm64", "manylinux x86_64", "manylinux aarch64"])
+def test_the_lock_has_wheels(python, system):
+    """Of the packages that are not pure Python, one that fits; by their names alone."""
+    from packaging.markers import Marker
+    from packaging.utils import parse_wheel_filename
+
+    first, _, machine = system.partition(" ")
+    darwin, windows = system.startswith("mac"), system.startswith("win")
+    machine = machine or ("arm64" if darwin else "AMD64")
+    surroundings = {
+        "python_version": python, "python_full_version": f"{python}.1", "implementation_name": "cpython",
+        "platform_python_implementation": "CPython", "os_name": "nt" if windows else "posix",
+        "sys_platform": "win32" if windows else "darwin" if darwin else "linux", "platform_machine": machine,
+        "platform_system": "Windows" if windows else "Darwin" if darwin else "Linux", "extra": "",
+    }  # fmt: skip
+    minor, without = int(python.split(".")[1]), []
+
+    def fits(tag):
+        interpreter = tag.interpreter in ("py3", "py2.py3", f"cp3{minor}") or (
+            tag.abi == "abi3" and int(tag.interpreter[3:] or 0) <= minor
+        )
+        abi = tag.abi in ("none", "abi3", f"cp3{minor}")
+        if tag.platform == "any":
+            return interpreter and abi
+        if darwin:
+            version = re.match(r"macosx_(\d+)_\d+_(arm64|universal2)$", tag.platform)
+            return interpreter and abi and bool(version) and int(version[1]) <= 14
+        if windows:
+            return interpreter and abi and tag.platform == "win_amd64"
+        return interpreter and abi and tag.platform.startswith(first) and tag.platform.endswith(f"_{machine}")
+
+    pins = {}
+    for line in REQUIREMENTS:
+        pin, _, marker = line.partition(";")
+        if not marker or Marker(marker.strip()).evaluate(surroundings):
+            pins[name(pin)] = pin.strip().partition("==")[2]
+    assert "torch" in pins and "jupyterlab" in pins
+    wheels = {(package["name"], package.get("version")): package.get("wheels", ()) for package in LOCK["package"]}
+    for package, version in pins.items():
+        files = [wheel["url"].rsplit("/", 1)[1] for wheel in wheels[package, version]]
+        tags = [tag for file in files for tag in parse_wheel_filename(file)[3]]
+        if not any(fits(tag) for tag in tags):
+            without.append(package)
+    assert not without
+
+
+# ---------------------------------------------------------------- which environment
+
+
+@pytest.fixture
+def outside(project, monkeypatch):
+    """The system's Python, in an empty project with the lock; returns what is started in place of it."""
+    for variable in ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "VIRTUAL_ENV", "COLAB_RELEASE_TAG", "TORCH"):
+        monkeypatch.delenv(variable, raising=False)
+    for path in ("uv.lock", "pyproject.toml", "requirements.txt"):
+        (project / path).write_text((ROOT / path).read_text(encoding="utf-8"), encoding="utf-8")
+    started = []
+
+    def run(command, **options):
+        started.append([str(part) for part in command])
+        if command[1:2] in (["sync"], ["venv"]) or "venv" in command:
+            environment.python().parent.mkdir(parents=True, exist_ok=True)
+            environment.python().touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(environment.sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    monkeypatch.setattr(
+        environment.os, "execv", lambda path, arguments: sys.exit(started.append(["again", *arguments]))
+    )
+    monkeypatch.setattr(environment.shutil, "which", lambda program: "uv" if program == "uv" else None)
+    monkeypatch.setattr(environment.urllib.request, "urlopen", lambda *a, **o: (_ for _ in ()).throw(OSError))
+    return started
+
+
+def test_the_report_alone_is_installed_without_the_project(outside, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report", "submission", "Lovelace", "Ada", "1"])
+    with pytest.raises(SystemExit):
+        environment.enter({"report"})
+    (sync, again) = outside
+    assert sync[1] == "sync" and sync[-3:-1] == ["--only-group", "report"] and "--frozen" in sync
+    assert again == ["again", str(environment.python()), "-m", "report", "submission", "Lovelace", "Ada", "1"]
+    environment.fill({"report"})
+    assert len(outside) == 2  # nothing more to install
+
+
+def test_a_second_command_adds_its_groups_and_a_changed_lock_installs_anew(outside, project):
+    environment.fill({"report"})
+    environment.fill({"study"})
+    assert [part for part in outside[-1] if part in environment.GROUPS] == ["report", "study"]
+    environment.fill({"report", "study"})
+    assert len(outside) == 2
+    (project / "uv.lock").write_text("version = 1\n")
+    environment.fill({"report"})
+    assert [part for part in outside[-1] if part in environment.GROUPS] == ["report", "study"]
+
+
+def test_without_uv_it_is_installed_first(outside, monkeypatch):
+    monkeypatch.setattr(environment.shutil, "which", lambda program: None)
+    environment.fill({"report"})
+    assert outside[0][1:3] == ["-m", "venv"] and outside[1][1:4] == ["-m", "pip", "install"]
+    assert outside[2][0] == str(environment.python().with_name("uv")) and outside[2][1] == "sync"
+
+
+def test_a_failed_installation_is_tried_again(outside, monkeypatch):
+    succeed = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(OSError, match=r"^\.venv is incomplete"):
+        environment.fill({"report"})
+    monkeypatch.setattr(subprocess, "run", succeed)
+    environment.fill({"report"})
+    assert outside[-1][1] == "sync"
+
+
+@pytest.mark.parametrize(
+    ("variables", "prefix", "cure"),
+    [
+        ({"CONDA_DEFAULT_ENV": "mine", "CONDA_PREFIX": sys.base_prefix}, sys.base_prefix, "conda env update"),
+        ({"VIRTUAL_ENV": "/mine"}, "/mine", "python -m pip install -r requirements.txt"),
+    ],
+)
+def test_an_active_environment_is_used_or_what_it_lacks_is_named(outside, monkeypatch, variables, prefix, cure):
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(environment.sys, "prefix", prefix)
+    environment.enter({"report", "study"})
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda module: None if module == "typst" else module)
+    with pytest.raises(ValueError, match=f"^the active environment lacks typst: run `{cure}"):
+        environment.enter({"report", "study"})
+    environment.enter({"study"})
+    assert not outside
+
+
+def test_conda_base_is_no_environment_that_somebody_chose(outside, monkeypatch):
+    monkeypatch.setenv("CONDA_DEFAULT_ENV", "base")
+    monkeypatch.setenv("CONDA_PREFIX", sys.base_prefix)
+    with pytest.raises(SystemExit):
+        environment.enter({"report"})
+    assert outside[0][1] == "sync" and outside[1][0] == "again"
+
+
+# ---------------------------------------------------------------- with or without CUDA
+
+
+def answering(*arguments, **options):
+    return open(os.devnull, "rb")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answers", "gpu", "cpu"),
+    [
+        ("", True, False, True), ("", True, True, False), ("", False, False, False), ("cpu", False, True, True),
+        ("gpu", True, False, False),
+    ],
+)  # fmt: skip
+def test_pytorch_without_cuda_is_taken_where_there_is_no_gpu(outside, monkeypatch, capsys, asked, answers, gpu, cpu):
+    monkeypatch.setenv("TORCH", asked)
+    monkeypatch.setattr(environment.sys, "platform", "linux")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment.shutil, "which", lambda program: gpu if program == "nvidia-smi" else "uv")
+    if answers:
+        monkeypatch.setattr(environment.urllib.request, "urlopen", answering)
+    assert environment.wants_cpu() is cpu
+    assert ("does not answer" in capsys.readouterr().out) is not (asked or answers or gpu)
+    environment.fill({"study"})
+    with_backend = [call for call in outside if "--torch-backend" in call]
+    assert len(with_backend) == cpu and any("sync" in call for call in outside) is not cpu
+
+
+def test_an_unknown_build_is_refused(outside, monkeypatch):
+    monkeypatch.setenv("TORCH", "rocm")
+    with pytest.raises(ValueError, match=r"^TORCH=rocm is unknown: leave it out or use TORCH=cpu or TORCH=gpu$"):
+        environment.fill({"study"})
+
+
+def test_pypi_is_taken_where_the_cpu_build_fails(outside, monkeypatch, capsys):
+    succeed = subprocess.run
+
+    def run(command, **options):
+        done = succeed(command, **options)
+        return subprocess.CompletedProcess(command, int("--torch-backend" in command)) if done else done
+
+    monkeypatch.setenv("TORCH", "cpu")
+    monkeypatch.setattr(subprocess, "run", run)
+    environment.fill({"study"})
+    assert outside[-1][1] == "sync" and "PyPI's is taken" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- Colab
+
+
+def test_colab_installs_what_is_missing_and_changes_nothing_else(monkeypatch, tmp_path):
+    there = {name(requirement): "99" for requirement in [*GROUPS["study"], "torch", "ipywidgets", "some_thing"]}
+    del there["pytorch-metric-learning"]
+    distributions = [type("D", (), {"metadata": {"Name": key}, "version": value}) for key, value in there.items()]
+    monkeypatch.setattr(colab.importlib.metadata, "distributions", lambda: distributions)
+    calls = []
+
+    def run(command, **options):
+        if "--constraint" in command:
+            calls.append((command, Path(command[command.index("--constraint") + 1]).read_text().splitlines()))
+        return subprocess.CompletedProcess(command, 0, stdout="Tesla T4\n")
+
+    monkeypatch.setattr(colab.subprocess, "run", run)
+    colab.prepare()
+    ((command, pins),) = calls
+    assert command[-1] == "pytorch-metric-learning>=2.9" and command[-2].endswith("constraints.txt")
+    assert {"torch==99", "torchvision==99", "ipywidgets==99", "some-thing==99"} <= set(pins)
+    there["pytorch-metric-learning"] = "99"
+    distributions.append(type("D", (), {"metadata": {"Name": "pytorch_metric_learning"}, "version": "99"}))
+    colab.prepare()
+    assert len(calls) == 1
+
+
+def test_colab_says_which_gpu_it_found(monkeypatch, capsys):
+    monkeypatch.setattr(colab, "lacking", lambda: ([], []))
+    done = subprocess.CompletedProcess([], 0, stdout="Tesla T4\n")
+    monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: done)
+    colab.prepare()
+    assert capsys.readouterr().out == "GPU: Tesla T4\n"
+    monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: (_ for _ in ()).throw(FileNotFoundError))
+    colab.prepare()
+    assert "Runtime > Change runtime type" in capsys.readouterr().out
+
+
+def test_records_on_the_drive_are_kept_and_get_those_of_the_clone(project, tmp_path):
+    drive = tmp_path / "drive"
+    records = project / "results" / "runs.jsonl"
+    records.parent.mkdir()
+    records.write_text("one\n")
+    kept = colab.keep(drive) / "runs.jsonl"
+    with records.open("a") as file:  # trained on Colab
+        file.write("mine\n")
+    assert kept.read_text() == "one\nmine\n" and colab.keep(drive) == kept.parent
+    records.parent.unlink()  # another day: a new clone, with a further record
+    records.parent.mkdir()
+    records.write_text("one\ntwo\n")
+    (project / "results_of_the_clone").rename(project / "old")
+    colab.keep(drive)
+    assert records.read_text() == "two\none\nmine\n"
