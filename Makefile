@@ -17,7 +17,8 @@ endif
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 STAMPS := $(NOTEBOOKS:notebooks/%.ipynb=$(BUILD)/%.done)
 # what the notebooks show comes from here; what builds the PDF makes no notebook stale
-INPUTS := $(wildcard lib/*.py lib/heads/*.py lib/*.mplstyle studies/*.py benchmarks/*.py results/claims_source.csv \
+INPUTS := $(wildcard lib/*.py lib/heads/*.py lib/*.mplstyle studies/*.py benchmarks/*.py \
+  course/page.py course/interactive.* results/claims_source.csv \
   $(OUT)results/*.jsonl)
 PDF := $(OUT)report/report.pdf
 LAYOUT := report/metadata.yml report/references.bib $(wildcard report/*.py report/layout/*)

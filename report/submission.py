@@ -12,8 +12,9 @@ from lib import paths
 from report.notebooks import read
 from report.pdf import report
 
-CODE = ("lib", "lib/heads", "studies", "benchmarks", "report", "report/layout")  # folders whose files go into the zip
-SUFFIXES = (".py", ".mplstyle", ".typ", ".lua")
+# folders whose files go into the zip
+CODE = ("lib", "lib/heads", "studies", "course", "benchmarks", "report", "report/layout")
+SUFFIXES = (".py", ".js", ".mplstyle", ".typ", ".lua")
 SUBMISSION = "run `make submission LASTNAME=Lovelace FIRSTNAME=Ada ID=1234567`"
 
 
@@ -29,7 +30,7 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     for path in [*paths.folder("notebooks").glob("*.ipynb"), paths.folder("report") / "report.ipynb"]:
         script = PythonExporter(exclude_input_prompt=True).from_notebook_node(read(path))[0]
         files[f"{path.parent.name}/{path.stem}.py"] = script.encode()
-        saved = re.findall(r"""plots\.save\(\s*\w+,\s*["']([\w.-]+)["']""", script)
+        saved = re.findall(r"""(?:plots\.save|show)\(\s*\w+,\s*["']([\w.-]+)["']""", script)
         expected += [paths.folder("figures") / f"{name}.png" for name in saved]
     missing = [f"{p.parent.name}/{p.name}" for p in expected if not p.exists()]
     if missing:
