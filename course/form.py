@@ -1,7 +1,7 @@
 """How much of a course a notebook is: ``python -m course.form`` measures all of them.
 
 A folded cell carries the marks of all who fold: ``jupyter.source_hidden`` (JupyterLab), ``cellView: form`` with a
-first line ``#@title ...`` (Colab), and the tag ``hide-input`` (Jupyter Book and MyST). The solution of an exercise is
+first line ``# @title ...`` (Colab), and the tag ``hide-input`` (Jupyter Book and MyST). The solution of an exercise is
 Markdown inside ``<details>``, which every reader folds: its ``python`` blocks are run by tests/test_course.py behind
 the notebook's cells, and must print what the ``text`` block behind them shows.
 """
@@ -26,10 +26,10 @@ def folded(cell) -> bool:
         cell.metadata.get("jupyter", {}).get("source_hidden") is True,
         cell.metadata.get("cellView") == "form",
         "hide-input" in cell.metadata.get("tags", []),
-        cell.source.startswith("#@title "),
+        cell.source.startswith("# @title "),
     )
     if len(set(marks)) > 1:
-        names = ("source_hidden", "cellView: form", "the tag hide-input", "a first line #@title")
+        names = ("source_hidden", "cellView: form", "the tag hide-input", "a first line # @title")
         lacking = [name for name, there in zip(names, marks, strict=True) if not there]
         raise ValueError(f"cell {cell.get('id')} is folded only in part: it lacks {', '.join(lacking)}")
     return marks[0]

@@ -215,7 +215,7 @@ class Picture:
 
 
 def _hex(colour) -> str:
-    return colour if colour == "none" else to_hex(colour)
+    return colour if isinstance(colour, str) and colour == "none" else to_hex(colour)
 
 
 def _words(x: float, y: float, text: str, anchor: str, more: str = "") -> str:

@@ -2,25 +2,31 @@
 
 import base64
 import html
+import io
 
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
-from PIL import Image
 
 from lib import paths, plots
 
 
-def show(fig: Figure, name: str, alt: str) -> None:
-    """Write figures/<name>.png and show that file; alt says in words what is to be seen, for those who cannot see it.
+def show(fig: Figure, name: str | None, alt: str) -> None:
+    """Write figures/<name>.png and show that file, or write none without a name, as for a reader's own figure.
 
-    JupyterLab and nbconvert give a plain image output no alternative text, so it is an ``img`` of its own.
+    alt says in words what is to be seen, for those who cannot see it. JupyterLab and nbconvert give a plain image
+    output no alternative text, so it is an ``img`` of its own.
     """
-    plots.save(fig, name)
+    if name is None:
+        file = io.BytesIO()
+        fig.savefig(file)
+        content = file.getvalue()
+    else:
+        plots.save(fig, name)
+        content = (paths.folder("figures") / f"{name}.png").read_bytes()
     plt.close(fig)
-    path = paths.folder("figures") / f"{name}.png"
-    width = round(Image.open(path).width * plt.rcParams["figure.dpi"] / plt.rcParams["savefig.dpi"])
-    png = base64.b64encode(path.read_bytes()).decode()
+    width = round(100 * fig.get_figwidth())  # a hundred pixels to the inch, whatever the file has
+    png = base64.b64encode(content).decode()
     source = f'src="data:image/png;base64,{png}" style="width:{width}px;max-width:100%;height:auto;background:#fff"'
     image = f'<img alt="{html.escape(alt)}" {source}>'
     display({"text/html": image, "image/png": png, "text/plain": alt}, raw=True)

@@ -27,7 +27,7 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     code = (p for folder in CODE for p in (here / folder).glob("*.*") if p.suffix in SUFFIXES)
     files = {p.relative_to(here).as_posix(): p.read_bytes() for p in code}
     expected = [paths.folder("report") / "report.pdf"]
-    for path in [*paths.folder("notebooks").glob("*.ipynb"), paths.folder("report") / "report.ipynb"]:
+    for path in [*sorted(paths.folder("notebooks").glob("*.ipynb")), paths.folder("report") / "report.ipynb"]:
         script = PythonExporter(exclude_input_prompt=True).from_notebook_node(read(path))[0]
         files[f"{path.parent.name}/{path.stem}.py"] = script.encode()
         saved = re.findall(r"""(?:plots\.save|show)\(\s*\w+,\s*["']([\w.-]+)["']""", script)
