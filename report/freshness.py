@@ -19,7 +19,7 @@ from lib import paths
 KEY = "executed_from"
 CELLS = "its code cells"
 ADDRESS = re.compile(r'^REPO = ".*?"', re.M)  # the set-up cell has it: that cell finds lib and shows nothing
-FIGURE = re.compile(r"""plots\.save\(\s*\w+,\s*["']([\w.-]+)["']""")
+FIGURE = re.compile(r"""(?:plots\.save|show)\(\s*\w+,\s*["']([\w.-]+)["']""")
 # what a kernel reads there is no source of what a notebook shows, or the notebook's own product
 NO_INPUTS = ("data", "figures", "notebooks", "report", "tests")
 

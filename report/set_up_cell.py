@@ -1,3 +1,4 @@
+# @title Set-up
 # Set-up. On Colab it fetches the project and installs what is missing there; elsewhere it only finds lib.
 import subprocess
 import sys

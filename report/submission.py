@@ -10,8 +10,8 @@ from lib import paths
 from report import freshness
 
 # folders whose files go into the zip, and what else somebody needs to run them
-CODE = ("lib", "lib/heads", "lib/sets", "studies", "benchmarks", "report", "report/layout", "tests")
-SUFFIXES = (".py", ".mplstyle", ".typ", ".lua", ".yml", ".bib")
+CODE = ("lib", "lib/heads", "lib/sets", "studies", "course", "benchmarks", "report", "report/layout", "tests")
+SUFFIXES = (".py", ".js", ".mplstyle", ".typ", ".lua", ".yml", ".bib")
 OTHERS = ("README.md", "LICENSE", "pyproject.toml", "uv.lock", "requirements.txt", "environment.yml")
 OTHERS += ("docs/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz")
 SUBMISSION = "run `make submission LASTNAME=Lovelace FIRSTNAME=Ada ID=1234567`"
@@ -32,7 +32,7 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     others = (p for pattern in OTHERS for p in here.glob(pattern))
     files = {p.relative_to(here).as_posix(): p.read_bytes() for p in (*code, *others)}
     missing = []
-    for path in [*paths.folder("notebooks").glob("*.ipynb"), paths.folder("report") / "report.ipynb"]:
+    for path in [*sorted(paths.folder("notebooks").glob("*.ipynb")), paths.folder("report") / "report.ipynb"]:
         nb = read(path)
         script = PythonExporter(exclude_input_prompt=True).from_notebook_node(nb)[0]
         files[f"{path.parent.name}/{path.stem}.py"] = script.encode()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("lib", "studies", "report", "benchmarks")
+PARTS = ("lib", "studies", "course", "report", "benchmarks")
 FILES = {  # by the name of the module, in dots
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for part in PARTS
@@ -41,7 +41,7 @@ def test_no_module_imports_itself_in_a_circle():
     ("part", "allowed"),
     [
         ("lib", ("lib",)), ("studies", ("lib", "studies")), ("benchmarks", ("lib", "studies", "benchmarks")),
-        ("report", ("lib.paths", "report")), ("lib.losses", ()),
+        ("course", ("lib.paths", "lib.plots", "course")), ("report", ("lib.paths", "report")), ("lib.losses", ()),
     ],
 )  # fmt: skip
 def test_each_part_imports_only_what_lies_below(part, allowed):
@@ -66,7 +66,7 @@ seen = []
 sys.addaudithook(lambda event, arguments: seen.append((event, arguments)) if event in watched else None)
 
 def own():
-    return [name for name in sys.modules if name.split(".")[0] in ("lib", "studies", "report", "benchmarks")]
+    return [name for name in sys.modules if name.split(".")[0] in ("lib", "studies", "course", "report", "benchmarks")]
 
 before = dict(os.environ)
 for name in project:
@@ -90,7 +90,7 @@ assert matplotlib.rcParams == style
 
 
 def test_an_import_starts_no_process_and_sets_nothing():
-    names = [name for name in FILES if name.startswith(("lib", "studies")) and name != "lib.__main__"]
+    names = [name for name in FILES if name.startswith(("lib", "studies", "course")) and name != "lib.__main__"]
     command = [sys.executable, "-c", FRESH, *names, "report", "report.__main__"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

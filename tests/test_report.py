@@ -73,9 +73,9 @@ def workspace(tmp_path, monkeypatch):
         shutil.copy(ROOT / "report" / name, tmp_path / "report")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "README.md").write_text("# Study\n\nText.\n")
-    image.imsave(tmp_path / "figures" / "02_curve.png", np.eye(40))
-    for name in ("01_first", "02_second"):
-        save = 'plots.save(fig, "02_curve")'
+    for name in ("02_curve", "02_shown"):
+        image.imsave(tmp_path / "figures" / f"{name}.png", np.eye(40))
+    for name, save in (("01_first", 'plots.save(fig, "02_curve")'), ("02_second", 'show(fig, "02_shown", "a curve")')):
         notebook(tmp_path / "notebooks" / f"{name}.ipynb", "# Title", new_code_cell(SETUP), new_code_cell(save))
     notebook(tmp_path / "report" / "report.ipynb", new_code_cell(SETUP), REPORT)
     return tmp_path
@@ -237,8 +237,9 @@ def test_submission_holds_everything_under_that_name(workspace):
         reader = PdfReader(io.BytesIO(archive.read("Van-Dyk_Anne-Marie_a1_Project1.pdf")))
         script = archive.read("notebooks/01_first.py").decode()
     assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py"} < set(names)
-    parts = [path for part in ("lib", "studies", "report", "benchmarks") for path in (ROOT / part).rglob("*.*")]
-    code = {path.relative_to(ROOT).as_posix() for path in parts if path.suffix in (".py", ".lua", ".typ", ".mplstyle")}
+    folders = [ROOT / part for part in ("lib", "studies", "course", "report", "benchmarks")]
+    parts = [path for folder in folders for path in folder.rglob("*.*")]
+    code = {path.relative_to(ROOT).as_posix() for path in parts if path.suffix in submission.SUFFIXES}
     assert {"lib/heads/triplet.py", "report/layout/report.typ"} < code < set(names)
     assert {"README.md", "LICENSE", "pyproject.toml", "uv.lock", "requirements.txt", "docs/use_a_head.md"} < set(names)
     records = {path.relative_to(ROOT).as_posix() for path in (ROOT / "results").glob("*.jsonl")}
@@ -277,8 +278,9 @@ def test_wrong_names_get_cause_and_cure(lastname, firstname, id, message):
 
 
 def test_submission_without_its_parts(workspace):
-    (workspace / "figures" / "02_curve.png").unlink()
-    with pytest.raises(ValueError, match=r"figures/02_curve.png missing"):
+    for name in ("02_curve", "02_shown"):
+        (workspace / "figures" / f"{name}.png").unlink()
+    with pytest.raises(ValueError, match=r"figures/02_curve.png, figures/02_shown.png missing"):
         submission.submission("Lovelace", "Ada", "1")
     assert not list(workspace.glob("*.zip"))
 
