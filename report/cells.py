@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 from xml.etree import ElementTree
@@ -97,22 +98,28 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
         except ValueError as error:
             complain(str(error))
             math.append({"source": source, "plain": False})
-    return {"kind": "markdown", "text": _tables(text), "math": math, "listings": listings}
+    text, dashes = _tables(text, strict)
+    return {"kind": "markdown", "text": text, "dashes": dashes, "math": math, "listings": listings}
 
 
-def _tables(text: str) -> str:
-    """A blank line before each table: GFM lets one stand right below a paragraph, pandoc's reader does not."""
-    lines, out, fence = text.split("\n"), [], ""
+def _tables(text: str, strict: bool) -> tuple[str, list[str]]:
+    """A blank line before each table, for GFM lets one stand right below a paragraph, and pandoc's reader does not;
+    and the widths of each table's columns in the dashes below its head, in the report if its lines are long."""
+    lines, out, dashes, fence = text.split("\n"), [], [], ""
     for i, row in enumerate(lines):
         mark = re.match(r" {0,3}(`{3,}|~{3,})", row)
         if mark and (not fence or mark[1].startswith(fence)):
             fence = "" if fence else mark[1]
         below = lines[i + 1] if i + 1 < len(lines) else ""
         rule = re.fullmatch(r" {0,3}\|?[ ]*:?-+:?[ ]*(\|[ ]*:?-+:?[ ]*)*\|?[ ]*", below)
-        if not fence and "|" in row and rule and "|" in below and out and out[-1].strip() and "|" not in out[-1]:
-            out.append("")
+        if not fence and "|" in row and rule and "|" in below:
+            rows = list(itertools.takewhile(lambda row: "|" in row, lines[i:]))
+            widths = [str(len(one.strip())) for one in below.strip().strip("|").split("|")]
+            dashes.append(" ".join(widths) if strict and max(map(len, rows)) > 250 else "")
+            if out and out[-1].strip() and "|" not in out[-1]:
+                out.append("")
         out.append(row)
-    return "\n".join(out)
+    return "\n".join(out), dashes
 
 
 def _raw(cell, add, markdown, complain) -> None:

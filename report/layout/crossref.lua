@@ -165,19 +165,16 @@ local function fitted(block)
   return result
 end
 
--- columns of long texts are as wide as their longest one asks for
+-- the columns are as wide as the dashes below the head say, where notebook.lua has noted them
 local function shared(block)
-  local longest, sum = {}, 0
-  for i = 1, #block.colspecs do longest[i] = 3 end
-  for _, row in ipairs(rows_of(block)) do
-    for i, one in ipairs(row.cells) do
-      longest[i] = math.max(longest[i] or 3, utf8.len(pandoc.utils.stringify(one.contents)) or 3)
-    end
+  local specs, widths, sum = block.colspecs, pandoc.List {}, 0
+  for width in (block.attributes.dashes or ""):gmatch("%d+") do
+    widths:insert(tonumber(width))
+    sum = sum + width
   end
-  for _, characters in ipairs(longest) do sum = sum + characters + 2 end
-  if sum < 250 then return block end
-  local specs = block.colspecs
-  for i, spec in ipairs(specs) do spec[2] = (longest[i] + 2) / sum end
+  block.attributes.dashes = nil
+  if #widths ~= #specs then return block end
+  for i, spec in ipairs(specs) do spec[2] = widths[i] / sum end
   block.colspecs = specs
   return block
 end

@@ -230,6 +230,18 @@ local function listing(block)
   return block
 end
 
+local function dashes_of(blocks)
+  local count = 0
+  blocks:walk { Table = function() count = count + 1 end }
+  if not part.dashes or #part.dashes ~= count then return blocks end
+  count = 0
+  return blocks:walk { Table = function(block)
+    count = count + 1
+    block.attributes.dashes = part.dashes[count]
+    return block
+  end }
+end
+
 -- ": caption {#tbl:x}" below a table
 local function captions(blocks)
   for i = #blocks, 2, -1 do
@@ -247,7 +259,7 @@ local function captions(blocks)
       text:remove(1)
       text:remove(1)
       blocks[i - 1].caption = { long = { pandoc.Plain(text) } }
-      if attr then blocks[i - 1].attr = attr end
+      if attr then blocks[i - 1].identifier = attr.identifier end
       blocks:remove(i)
     end
   end
@@ -315,7 +327,9 @@ local function flow(blocks)
 end
 
 local READ = {
-  markdown = function() return flow(html_of(pandoc.read(part.text, GFM .. (job.strict and "+smart" or "")).blocks)) end,
+  markdown = function()
+    return flow(html_of(dashes_of(pandoc.read(part.text, GFM .. (job.strict and "+smart" or "")).blocks)))
+  end,
   html = function()
     for tag in part.text:gmatch("<([%a][%w-]*)") do
       if NEVER[tag:lower()] then complain("<%s> cannot be shown in a PDF", tag) end
