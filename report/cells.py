@@ -186,7 +186,7 @@ def _output(output, add, markdown, pictures, complain, strict) -> None:
             if strict:
                 complain("an image has no caption: save it and link it as ![caption](../figures/name.png){#fig:name}")
             size = (output.get("metadata") or {}).get(kind) or {}
-            add("picture", name, width=size.get("width") if isinstance(size, dict) else None)
+            add("picture", name, width=str((size.get("width") if isinstance(size, dict) else "") or ""))
             return
     if "text/markdown" in data:
         markdown(data["text/markdown"])

@@ -205,14 +205,6 @@ end
 
 -- ---------------------------------------------------------------- what typst has no word for
 
-local LOOKS = { output = true, stderr = true, note = true }
-
-local function code_of(block)
-  local look = block.classes[1]
-  if not LOOKS[look] then return nil end
-  return { block_of("#" .. look .. "["), pandoc.CodeBlock(block.text), block_of("]") }
-end
-
 local function span(element)
   if element.classes:includes("tagged") then
     local content = pandoc.Inlines { typst("#tagged(" .. quoted(element.attributes.tag) .. ")[") }
@@ -266,6 +258,6 @@ return {
   { Pandoc = sections },
   { Div = alert },
   { Inlines = inlines_of, Header = define, Table = table_of, Figure = define, CodeBlock = listing, Span = span },
-  { CodeBlock = code_of, Math = formula },
+  { Math = formula },
   { Cite = reference },
 }

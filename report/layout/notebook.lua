@@ -340,7 +340,7 @@ local READ = {
   note = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = "note" }) } end,
   picture = function()
     local image = pandoc.Image({}, part.text)
-    if part.width then image.attributes.width = part.width .. "px" end
+    if part.width ~= "" then image.attributes.width = part.width end
     return pandoc.Blocks { pandoc.Para { image } }
   end,
 }
