@@ -95,7 +95,7 @@ class ReportExporter(TemplateExporter):
             if sources:
                 shutil.copy(sources, Path(work, "references.bib"))
             source = _pandoc(
-                json.dumps(document), complain, "--from=json", f"--to=typst{'' if self.strict else '-smart'}",
+                json.dumps(document), complain, "--from=json", "--to=typst",
                 "--columns=250", f"--template={LAYOUT / 'report.typ'}", f"--lua-filter={LAYOUT / 'crossref.lua'}",
             )  # fmt: skip
             if self.strict and problems:  # without a page to look at
@@ -323,7 +323,7 @@ def _unshown(compiler: typst.Compiler) -> str:
     try:
         compiler.compile(format="pdf", pdf_standards="a-2b")
     except typst.TypstError as error:
-        found = re.search(r'the text "?(.+?)"? could not be displayed', error.message)
+        found = re.search(r'the text `?"?(.+?)"?`? could not be displayed', error.message)
         return found[1] if found else ""
     return ""
 

@@ -2,13 +2,14 @@
 
 import base64
 import io
-import json
 import logging
 import re
+import shutil
 import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import pypandoc
 import pytest
 import typst
 from matplotlib._mathtext_data import tex2uni
@@ -18,6 +19,7 @@ from pypdf import PdfReader
 
 from report import cells, formulas, pdf
 
+ROOT = Path(__file__).resolve().parent.parent
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"><text x="2" y="15">in the svg</text></svg>'
 
 
@@ -88,7 +90,7 @@ INPUTS = {
     "comment": ("a <!-- not seen --> b", ["a b", "-seen"], ""),
     "script in markdown": ("before <script>x</script> after", "before", "<script> cannot be shown"),
     "iframe in markdown": ('<iframe src="x"></iframe>\n\nafter', "after", "<iframe> cannot be shown"),
-    "a link to a heading": ("[there](#BEGIN-emphasis)", "there", ""),
+    "a link to a heading": ("[there](#BEGIN-emphasis-HERE)", "there", ""),
     "a link to nothing": ("[there](#nowhere)", "there", "the link #nowhere leads to no heading"),
     "bare address": ("see https://example.org/a_b_c", "see https://example.org/a_b_c", ""),
     "typst's own signs": ("a #let x = 1 * _ @ $ [b] \\# // c /* d */ = e", r"a #let x = 1 \* _ @ \$ \[b\] # // c /\* d \*/ = e", ""),
@@ -111,7 +113,7 @@ INPUTS = {
     "colour": ("$\\color{red}{x}$", "color", "\\color converts wrongly"),
     "one-sided bar": ("$$\\left.f\\right|_0$$", "left", "\\left. and \\right."),
     "no command": ("$\\notacommand x$", "notacommand", "\\notacommand converts wrongly"),
-    "unbalanced": ("$$\\frac{a}{b$$ text", "frac", ""),
+    "unbalanced": ("$$\\frac{a}{b$$ text", "frac", "pandoc cannot convert"),
     "too wide": ("$$" + " + ".join(["x"] * 90) + "$$", "x", ""),
     # pictures in Markdown
     "two pictures": ("![cap one](a.png) ![cap two](b.png)", ["Figure \\d+. cap one", "Figure \\d+. cap two"], ""),
@@ -194,7 +196,7 @@ def home(tmp_path_factory):
 
 class Said(logging.Handler):
     def __init__(self):
-        super().__init__()
+        super().__init__(logging.WARNING)
         self.lines = []
 
     def emit(self, record):
@@ -219,7 +221,7 @@ def table(home):
     """All inputs in one PDF, each between two headings."""
     cells, places = ["# Inputs"], {}
     for name, (given, _, _) in INPUTS.items():
-        cells.append(f"## BEGIN {name}")
+        cells.append(f"## BEGIN {name} HERE")
         given = given if isinstance(given, list) else [given]
         for one in given:
             cells.append(one)
@@ -228,8 +230,8 @@ def table(home):
     made = exported(cells, home)
     said = {}
     for message in made.said:
-        cell = re.match(r"any: cell (\d+), section 'BEGIN (.*?)': (.*)", message)
-        said.setdefault(places[int(cell[1])] if cell else "", []).append(cell[3] if cell else message)
+        cell = re.match(r"any: cell (\d+), section .BEGIN .*? HERE.: (.*)", message)
+        said.setdefault(places[int(cell[1])] if cell else "", []).append(cell[2] if cell else message)
     return made, said
 
 
@@ -237,7 +239,7 @@ def table(home):
 def test_an_input_is_shown_or_named(table, name):
     made, said = table
     _, patterns, cause = INPUTS[name]
-    body = made.text.split("BEGIN " + name)[-1].split("BEGIN ")[0]
+    body = re.sub(r"\d+ / \d+ Inputs ", "", made.text.split(f"BEGIN {name} HERE")[-1].split("BEGIN ")[0])
     if "open fence" not in name:
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             wanted, pattern = not pattern.startswith("-"), pattern.removeprefix("-")
@@ -252,3 +254,67 @@ def test_nothing_is_said_of_the_whole(table):
     made, said = table
     assert said.get("", []) in ([], [f"any: {m}" for m in []]), said.get("")
     assert len(INPUTS) >= 80
+
+
+def test_chapters_of_level_one_are_kept(home):
+    made = exported(["# Introduction\n\nText A.", "# Method\n\nText B."], home)
+    assert made.text.count("Introduction") >= 2 and made.text.count("Method") >= 2  # in the contents and above its text
+    assert [str(entry.title) for entry in made.reader.outline] == ["Introduction", "Method"]
+
+
+def test_title_author_and_date_are_the_notebooks(home):
+    raw = new_raw_cell('---\ntitle: "My report"\nauthor: Ada\ndate: 2026-01-31\n---')
+    made = exported([raw, "# Heading\n\ntext"], home)
+    assert made.text.startswith("My report Ada 31 January 2026") and "title:" not in made.text
+    assert made.reader.metadata.author == "Ada" and "Heading" in made.text
+    made = exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]})
+    assert made.text.startswith("Heading") and "Ada, Bob" in made.text
+    assert made.content == exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]}).content
+    assert exported([], home).text.startswith("any")
+
+
+def test_nbconverts_switches_are_honoured(home):
+    code = shown(stream("printed"), source="code()")
+    assert "code()" not in exported([code], home, exclude_input=True).text
+    assert "printed" not in exported([code], home, exclude_output=True).text
+    assert "prose" not in exported([code, "prose"], home, exclude_markdown=True).text
+    assert "code()" in exported([code], home).text
+
+
+@pytest.mark.parametrize("name", ["plotly", "error", "png output", "a picture that is cut", "colour", "html", "a wide table"])
+def test_the_report_fails_where_the_page_would_have_a_hole(home, name):
+    given = INPUTS[name][0]
+    with pytest.raises(ValueError, match=r"^report: ") as error:
+        shutil.copy(ROOT / "report" / "metadata.yml", home)
+        shutil.copy(ROOT / "report" / "references.bib", home)
+        try:
+            exported(["# T\n\n## Section", *(given if isinstance(given, list) else [given])], home, strict=True)
+        finally:
+            (home / "metadata.yml").unlink()
+            (home / "references.bib").unlink()
+    assert "\n" not in str(error.value)
+    assert "cell 2, section 'Section'" in str(error.value) or "page" in str(error.value)
+
+
+def test_symbols_are_seen_as_what_they_mean(tmp_path):
+    """Each symbol taken for known, set by pandoc and typst, comes out as the sign that matplotlib has for it."""
+    names = sorted(formulas.SYMBOLS)
+    source = pypandoc.convert_text("\n\n".join(f"$\\{name}$" for name in names), "typst", "markdown").split("\n\n")
+    (tmp_path / "s.typ").write_text("#set page(width: 99pt, height: 40pt)\n" + "#pagebreak()\n".join(f"{s.strip()}\n" for s in source if s.strip()))
+    made = typst.Compiler(str(tmp_path / "s.typ"), ignore_system_fonts=True).compile(format="pdf")
+    pages = PdfReader(io.BytesIO(made)).pages
+    assert len(pages) == len(names) > 400
+    plain = lambda text: unicodedata.normalize("NFKC", text).strip()
+    wrong = [name for name, page in zip(names, pages, strict=True) if plain(page.extract_text()) != plain(chr(tex2uni[name]))]
+    assert not wrong
+
+
+@pytest.mark.parametrize("source", ["$\\left.x\\right)$", "$a \\\\ b$", "$\\substack{a\\\\b}$", "$\\begin{array}{c}a\\end{array}$", "$\\operatorname*{x}_y$"])
+def test_a_formula_not_known_to_convert_is_refused(source):
+    with pytest.raises(ValueError, match="the formula"):
+        formulas.formula(source, {})
+
+
+def test_terminal():
+    assert cells.terminal("100%\r 9%\nab\bc\x1b]0;t\x07!\r\n") == " 9%%\nac!\n"
+    assert cells.terminal("\x1b[1;31mred\x1b[0m") == "red"

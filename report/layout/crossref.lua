@@ -31,7 +31,11 @@ local function sections(doc)
     for _, one in ipairs(cite.citations) do cited = cited or not KINDS[one.id:match("^(%a+):")] end
   end }
   for _, block in ipairs(doc.blocks) do
-    if block.t == "Div" and block.classes:includes("part") then blocks:extend(block.content) else blocks:insert(block) end
+    local inside = block.t == "Div" and block.classes:includes("part") and block.content or pandoc.Blocks { block }
+    if #blocks > 0 and #inside > 0 and blocks[#blocks].t == inside[1].t and inside[1].t:match("List$") then
+      blocks:insert(block_of("#v(0pt)"))  -- the list of another cell begins anew
+    end
+    blocks:extend(inside)
   end
   local body, abstract, in_abstract, in_appendix, listed = pandoc.Blocks {}, pandoc.Blocks {}, false, false, false
   for _, block in ipairs(blocks) do

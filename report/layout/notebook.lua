@@ -328,7 +328,7 @@ end
 
 local READ = {
   markdown = function()
-    return flow(html_of(dashes_of(pandoc.read(part.text, GFM .. (job.strict and "+smart" or "")).blocks)))
+    return flow(html_of(dashes_of(pandoc.read(part.text .. "\n", GFM .. (job.strict and "+smart" or "")).blocks)))
   end,
   html = function()
     for tag in part.text:gmatch("<([%a][%w-]*)") do
@@ -377,7 +377,7 @@ local function linked(blocks)
       end
       return head
     end }
-  return blocks:walk { Link = function(link)
+  local function follow(link)
     local name = link.target:match("^#(.+)$")
     if not name then return nil end
     name = unquoted(name)
@@ -388,7 +388,13 @@ local function linked(blocks)
     end
     complain("the link #%s leads to no heading", name)
     return link.content
-  end }
+  end
+  for i, block in ipairs(blocks) do
+    part = { cell = tonumber(block.attributes.cell) }
+    blocks[i] = block:walk { Link = follow }
+  end
+  part = nil
+  return blocks
 end
 
 function Reader(input)
