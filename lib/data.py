@@ -1,5 +1,6 @@
 """Data sets as uint8 tensors that live on the device, with batch augmentation there."""
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
@@ -132,8 +133,8 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
     """The set of that name in ``SETS``: MNIST, CIFAR-10, scikit-learn's digits.
 
     The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a tenth of a smaller
-    set. Missing files are downloaded to root. Raises ValueError for an unknown name, OSError for damaged files and for
-    a download that fails; each message names the cure. A data set more is a loader more in ``SETS``.
+    set. Missing files are downloaded to root. Raises ValueError for an unknown name, OSError for damaged files and a
+    failed download; each message names the cure. A data set more is a loader more in ``SETS``.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SETS)}, or an existing image folder")
@@ -141,11 +142,11 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
 
 
 def _mnist(root: Path) -> Data:
-    sets = _fetch(datasets.MNIST, root)
     for file, md5 in MNIST_MD5.items():
         path = root / "MNIST" / "raw" / file
-        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
+        if path.exists() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
             raise OSError(f"{path} is damaged (its MD5 is wrong): delete it and start again to download it anew")
+    sets = _fetch(datasets.MNIST, root)
     rest, test = (Split(s.data[:, None], s.targets) for s in sets)
     train, val = holdout(rest, VAL_SIZE)
     return Data("mnist", train, val, test, list("0123456789"), mean=(0.1307,), std=(0.3081,))
@@ -163,17 +164,17 @@ def _cifar10(root: Path) -> Data:
 
 def _fetch(dataset, root: Path):
     """torchvision's train and test sets; its own download, MD5-checked, only if files are missing."""
-    name = dataset.__name__
+    with contextlib.suppress(Exception):  # what is there needs no lock, nor a folder that can be written
+        return dataset(root, train=True), dataset(root, train=False)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):  # several processes may start without data
             return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, EOFError, ... for this
-        files = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}[name]
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
-            f"{name} could not be read from or downloaded to {root}/ ({cause}): connect to the network, "
-            f"or delete damaged files and copy {files}/ there from another machine"
+            f"{dataset.__name__} could not be read from or downloaded to {root}/ ({cause}): connect to the network, "
+            f"or delete damaged files and copy its folder there from another machine"
         ) from error
 
 

@@ -50,7 +50,9 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
                     if output.output_type == "error":
                         complain("its output is an error: mend it and execute the notebook", number)
                     continue
-                _output(output, add, markdown, pictures, lambda message, number=number: complain(message, number), strict)
+                _output(
+                    output, add, markdown, pictures, lambda message, number=number: complain(message, number), strict
+                )
         found += [{**part, "cell": number, "section": section} for part in here]
     return found, pictures
 
@@ -58,7 +60,11 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
 def front_matter(nb) -> dict:
     """The entries of a raw first cell of YAML between two lines of dashes, which is taken out of nb."""
     first = nb.cells[0] if nb.cells else None
-    if first and first.cell_type == "raw" and (block := re.fullmatch(r"\s*---\s*\n(.*)\n(?:---|\.\.\.)\s*", first.source, re.S)):
+    if (
+        first
+        and first.cell_type == "raw"
+        and (block := re.fullmatch(r"\s*---\s*\n(.*)\n(?:---|\.\.\.)\s*", first.source, re.S))
+    ):
         try:
             entries = yaml.safe_load(block[1])
         except yaml.YAMLError:
@@ -169,7 +175,9 @@ def terminal(text: str) -> str:
 
 def _output(output, add, markdown, pictures, complain, strict) -> None:
     if output.output_type == "stream":
-        add("code", terminal(output["text"]).rstrip("\n"), language="stderr" if output["name"] == "stderr" else "output")
+        add(
+            "code", terminal(output["text"]).rstrip("\n"), language="stderr" if output["name"] == "stderr" else "output"
+        )
         return
     if output.output_type == "error":
         if strict:
@@ -198,7 +206,10 @@ def _output(output, add, markdown, pictures, complain, strict) -> None:
         markdown(data["text/latex"].strip())
     elif rich := next((kind for kind in data if RICH.match(kind) or kind == "text/html"), None):
         said = terminal(data.get("text/plain", "")).strip()
-        complain(f"an output of {rich} is shown by a browser alone: display it as an image too" + f" ({line(said)[:60]})" * bool(said))
+        complain(
+            f"an output of {rich} is shown by a browser alone: display it as an image too"
+            + f" ({line(said)[:60]})" * bool(said)
+        )
         add("note", f"Not shown here: {rich}" + f", {said}" * bool(said))
     elif "application/json" in data:
         add("code", json.dumps(data["application/json"], indent=2, ensure_ascii=False), language="json")
@@ -230,7 +241,9 @@ def picture(content: bytes, name: str) -> tuple[bytes, str]:
             for element in root.iter():
                 if str(element.tag).endswith("foreignObject"):
                     raise ValueError("HTML within the SVG is not drawn: save it as PNG")
-                links = [v for k, v in element.attrib.items() if k.endswith("href") and str(element.tag).endswith("image")]
+                links = [
+                    v for k, v in element.attrib.items() if k.endswith("href") and str(element.tag).endswith("image")
+                ]
                 if any(not link.startswith("data:") for link in links):
                     raise ValueError("the SVG links to another file: embed it")
             return content, "svg"
@@ -243,4 +256,6 @@ def picture(content: bytes, name: str) -> tuple[bytes, str]:
             return file.getvalue(), "png"
     except (OSError, ValueError, SyntaxError, ElementTree.ParseError, Image.DecompressionBombError) as error:
         cause = "it is empty" if not content else line(error).replace("cannot identify image file", "no image in")
-        raise ValueError(f"image {name} cannot be read ({re.sub(r' <_io.BytesIO.*?>', ' it', cause)}): replace it") from None
+        raise ValueError(
+            f"image {name} cannot be read ({re.sub(r' <_io.BytesIO.*?>', ' it', cause)}): replace it"
+        ) from None

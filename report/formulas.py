@@ -98,7 +98,9 @@ def formula(source: str, macros: dict[str, tuple[int, str]]) -> dict:
 
 def _define(text: str, macros: dict) -> str:
     """text without its \\newcommand and the like, which are added to macros."""
-    form = r"\\(newcommand|renewcommand|providecommand|DeclareMathOperator|def)\*?\s*\{?\\([A-Za-z]+)\}?\s*(?:\[(\d)\])?"
+    form = (
+        r"\\(newcommand|renewcommand|providecommand|DeclareMathOperator|def)\*?\s*\{?\\([A-Za-z]+)\}?\s*(?:\[(\d)\])?"
+    )
     while found := re.search(form + r"(?:#\d)*\s*\{", text):
         depth, end = 1, found.end()
         while depth and end < len(text):

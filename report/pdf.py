@@ -63,7 +63,9 @@ class ReportExporter(TemplateExporter):
 
     @property
     def default_config(self):
-        return Config({"TagRemovePreprocessor": {"enabled": True, **REMOVED}, "CoalesceStreamsPreprocessor": {"enabled": False}})
+        return Config(
+            {"TagRemovePreprocessor": {"enabled": True, **REMOVED}, "CoalesceStreamsPreprocessor": {"enabled": False}}
+        )
 
     def from_notebook_node(self, nb, resources=None, **kwargs):
         numbers, headings = len(nb.cells), sections(nb)
@@ -100,7 +102,8 @@ class ReportExporter(TemplateExporter):
             )  # fmt: skip
             if self.strict and problems:  # without a page to look at
                 raise ValueError("report: " + "; ".join(dict.fromkeys(problems)))
-            pdf = _typst(source, Path(work), info, _counted(document, self.strict), complain)
+            where = lambda sign: next((part["cell"] for part in parts if sign in part["text"]), 0)
+            pdf = _typst(source, Path(work), info, _counted(document, self.strict), complain, where)
         problems = list(dict.fromkeys(problems))
         if self.strict and problems:
             raise ValueError("report: " + "; ".join(problems))
@@ -120,7 +123,11 @@ class ReportExporter(TemplateExporter):
 
 def _entries(entries: dict) -> dict[str, str]:
     """The title block of a notebook's metadata, whose authors may be a list of names or of dicts with a name."""
-    found = {key: entries[key] for key in TITLE_BLOCK if isinstance(entries.get(key), (str, int)) or key == "date" and entries.get(key)}
+    found = {
+        key: entries[key]
+        for key in TITLE_BLOCK
+        if isinstance(entries.get(key), (str, int)) or key == "date" and entries.get(key)
+    }
     authors = entries.get("authors") or entries.get("author") or []
     authors = authors if isinstance(authors, list) else [authors]
     names = [str(one.get("name", "")) if isinstance(one, dict) else str(one) for one in authors]
@@ -169,7 +176,11 @@ def _tagged(nb):
 
 def _excluded(nb, exporter) -> None:
     """What nbconvert's switches take out, --no-input for one."""
-    for kind, gone in (("markdown", exporter.exclude_markdown), ("raw", exporter.exclude_raw), ("code", exporter.exclude_code_cell)):
+    for kind, gone in (
+        ("markdown", exporter.exclude_markdown),
+        ("raw", exporter.exclude_raw),
+        ("code", exporter.exclude_code_cell),
+    ):
         if gone:
             nb.cells = [cell for cell in nb.cells if cell.cell_type != kind]
     for cell in nb.cells:
@@ -251,7 +262,9 @@ def _fetched(target: str, home: Path, attachments: dict) -> bytes:
             path = home / re.sub(r"[?#].*$", "", name)
         return path.read_bytes()
     except OSError:
-        raise ValueError(missing if "://" not in target else f"image {target[:100]} cannot be fetched: save it") from None
+        raise ValueError(
+            missing if "://" not in target else f"image {target[:100]} cannot be fetched: save it"
+        ) from None
     except ValueError as error:
         raise ValueError(f"image {target[:60]} cannot be read ({line(error)}): replace it") from None
 
@@ -272,7 +285,9 @@ def _drawn(content: bytes, name: str, work: Path) -> bytes:
     (work / "drawn.pdf").write_bytes(content)
     (work / "drawn.typ").write_text('#set page(width: auto, height: auto, margin: 0pt)\n#image("drawn.pdf")')
     try:
-        return typst.Compiler(f"{work}/drawn.typ", root=str(work), ignore_system_fonts=True).compile(format="png", ppi=220)
+        return typst.Compiler(f"{work}/drawn.typ", root=str(work), ignore_system_fonts=True).compile(
+            format="png", ppi=220
+        )
     except typst.TypstError as error:
         raise ValueError(f"image {name} cannot be read ({line(error.message)}): replace it") from None
 
@@ -280,7 +295,7 @@ def _drawn(content: bytes, name: str, work: Path) -> bytes:
 # ---------------------------------------------------------------- the page, and what is checked on it
 
 
-def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, complain) -> bytes:
+def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, complain, where) -> bytes:
     """The PDF, the same bytes for the same inputs. Raises ValueError where typst can make none."""
     fonts = work / "fonts"  # of matplotlib's, those that a figure with text as text names
     fonts.mkdir()
@@ -293,7 +308,7 @@ def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, comp
         if lacking:
             own, lacking = False, _lacking(lacking, work, fonts, own=False)
         for sign in lacking:
-            complain(f"no font here shows {sign!r} ({_sign(sign)}): install Noto or write it otherwise")
+            complain(f"no font here shows {sign!r} ({_sign(sign)}): install Noto or write it otherwise", where(sign))
         rules = "".join(f'#show "{sign}": "⟨{_sign(sign)}⟩"\n' for sign in lacking)
         (work / "report.typ").write_text(rules + source, encoding="utf-8")
         made = _compiler(work, fonts, own, info)
@@ -352,7 +367,7 @@ def _sign(sign: str) -> str:
 def _overflowing(compiler: typst.Compiler) -> list[int]:
     """The pages with ink in their left or right margin."""
     pages, ppi = compiler.compile(format="png", ppi=50), 50
-    edge, found = int((MARGIN - 3) * ppi / 72), []
+    edge, found = int((MARGIN - 8) * ppi / 72), []
     for number, page in enumerate(pages if isinstance(pages, list) else [pages], 1):
         dark = np.asarray(Image.open(io.BytesIO(page)).convert("L")) < 200
         if dark[:, :edge].any() or dark[:, -edge:].any():
@@ -374,7 +389,13 @@ def _text(node) -> str:
 
 def _counted(document: dict, strict: bool) -> Counter:
     """What the PDF must hold at least: pictures, captions, headings, formulas and pieces of code of the document."""
-    kinds = {"Image": "pictures", "Header": "headings", "Math": "formulas", "Code": "pieces of code", "CodeBlock": "pieces of code"}
+    kinds = {
+        "Image": "pictures",
+        "Header": "headings",
+        "Math": "formulas",
+        "Code": "pieces of code",
+        "CodeBlock": "pieces of code",
+    }
     counted = Counter()
     for node, _ in _walk(document["blocks"]):
         kind = node["t"]

@@ -95,7 +95,11 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
             f"{path}: {len(broken)} unreadable images (damaged, or more than 8 bits per channel), the first is "
             f"{path / broken[0]}: replace or delete them, or skip them by image_folder.read(..., skip_damaged=True)"
         )
-    causes = {**left, "damaged or more than 8 bits per channel": broken, "the same picture again": [a for a, _ in receipt.duplicates]}
+    causes = {
+        **left,
+        "damaged or more than 8 bits per channel": broken,
+        "the same picture again": [a for a, _ in receipt.duplicates],
+    }
     receipt.left_out = [(cause, len(files), files[0]) for cause, files in causes.items() if files]
     if sizes:
         receipt.sizes = tuple("x".join(map(str, pick(sizes, key=lambda s: s[0] * s[1]))) for pick in (min, max))

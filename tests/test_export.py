@@ -99,7 +99,7 @@ INPUTS = {
     "backslash parentheses": ("Here \\\\(a+b\\\\) and \\\\[z=1\\\\]", ["Here a ?\\+ ?b and", "-\\\\"], ""),
     "an environment": ("\\begin{align}\na &= b \\\\\n c &= d\n\\end{align}", "a ?= ?b c ?= ?d", ""),
     "an equation": ("\\begin{equation}\na = b\n\\end{equation}", "a ?= ?b", ""),
-    "a pipe in a table's formula": ("| a | b |\n|---|---|\n| $|x|$ | 2 |", "a b \\|x\\| 2", ""),
+    "a pipe in a table's formula": ("| a | b |\n|---|---|\n| $|x|$ | 2 |", "a b \\| ?x ?\\| 2", ""),
     "underscores in a formula": ("$a_1 b_2$ and $c_1*d_2*e$", "-[*_]", ""),
     "no formula in code": ("`$x$` and\n\n```\n$y$\n```", r"\$x\$ and \$y\$", ""),
     "escaped dollars": ("costs \\$5 and \\$6", r"costs \$5 and \$6", ""),
@@ -166,7 +166,7 @@ INPUTS = {
     "remove-cell": (shown(stream("gone"), tags=["remove-cell"]), "-gone", ""),
     "collapsed": (shown(stream("kept"), source="gone()", jupyter={"source_hidden": True}), ["kept", "-gone"], ""),
     # the page
-    "a symbol": ("ArcFace ✅ converges", "✅|white heavy check mark", ""),
+    "a symbol": ("ArcFace ✅ converges", "✅|white heavy check mark", "no font here shows '✅'"),
     "a long word": ("w" * 300, "(w\\s?){300}", ""),
     "a long address": ("https://x.org/" + "a" * 200, "", ""),
     "long code in a line": ("`" + "c" * 250 + "`", "(c\\s?){250}", ""),
@@ -251,8 +251,7 @@ def test_an_input_is_shown_or_named(table, name):
 
 
 def test_nothing_is_said_of_the_whole(table):
-    made, said = table
-    assert said.get("", []) in ([], [f"any: {m}" for m in []]), said.get("")
+    assert "" not in table[1]
     assert len(INPUTS) >= 80
 
 
@@ -269,7 +268,10 @@ def test_title_author_and_date_are_the_notebooks(home):
     assert made.reader.metadata.author == "Ada" and "Heading" in made.text
     made = exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]})
     assert made.text.startswith("Heading") and "Ada, Bob" in made.text
-    assert made.content == exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]}).content
+    assert (
+        made.content
+        == exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]}).content
+    )
     assert exported([], home).text.startswith("any")
 
 
@@ -281,7 +283,9 @@ def test_nbconverts_switches_are_honoured(home):
     assert "code()" in exported([code], home).text
 
 
-@pytest.mark.parametrize("name", ["plotly", "error", "png output", "a picture that is cut", "colour", "html", "a wide table"])
+@pytest.mark.parametrize(
+    "name", ["plotly", "error", "png output", "a picture that is cut", "colour", "html", "a wide table"]
+)
 def test_the_report_fails_where_the_page_would_have_a_hole(home, name):
     given = INPUTS[name][0]
     with pytest.raises(ValueError, match=r"^report: ") as error:
@@ -300,16 +304,29 @@ def test_symbols_are_seen_as_what_they_mean(tmp_path):
     """Each symbol taken for known, set by pandoc and typst, comes out as the sign that matplotlib has for it."""
     names = sorted(formulas.SYMBOLS)
     source = pypandoc.convert_text("\n\n".join(f"$\\{name}$" for name in names), "typst", "markdown").split("\n\n")
-    (tmp_path / "s.typ").write_text("#set page(width: 99pt, height: 40pt)\n" + "#pagebreak()\n".join(f"{s.strip()}\n" for s in source if s.strip()))
+    (tmp_path / "s.typ").write_text(
+        "#set page(width: 99pt, height: 40pt)\n" + "#pagebreak()\n".join(f"{s.strip()}\n" for s in source if s.strip())
+    )
     made = typst.Compiler(str(tmp_path / "s.typ"), ignore_system_fonts=True).compile(format="pdf")
     pages = PdfReader(io.BytesIO(made)).pages
     assert len(pages) == len(names) > 400
     plain = lambda text: unicodedata.normalize("NFKC", text).strip()
-    wrong = [name for name, page in zip(names, pages, strict=True) if plain(page.extract_text()) != plain(chr(tex2uni[name]))]
+    wrong = [
+        name for name, page in zip(names, pages, strict=True) if plain(page.extract_text()) != plain(chr(tex2uni[name]))
+    ]
     assert not wrong
 
 
-@pytest.mark.parametrize("source", ["$\\left.x\\right)$", "$a \\\\ b$", "$\\substack{a\\\\b}$", "$\\begin{array}{c}a\\end{array}$", "$\\operatorname*{x}_y$"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "$\\left.x\\right)$",
+        "$a \\\\ b$",
+        "$\\substack{a\\\\b}$",
+        "$\\begin{array}{c}a\\end{array}$",
+        "$\\operatorname*{x}_y$",
+    ],
+)
 def test_a_formula_not_known_to_convert_is_refused(source):
     with pytest.raises(ValueError, match="the formula"):
         formulas.formula(source, {})
