@@ -134,7 +134,7 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
 
     The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a tenth of a smaller
     set. Missing files are downloaded to root. Raises ValueError for an unknown name, OSError for damaged files and a
-    failed download; each message names the cure. A data set more is a loader more in ``SETS``.
+    failed download; each message names the cure.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SETS)}, or an existing image folder")
@@ -171,10 +171,10 @@ def _fetch(dataset, root: Path):
         with FileLock(root / ".lock"):  # several processes may start without data
             return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, EOFError, ... for this
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise OSError(
-            f"{dataset.__name__} could not be read from or downloaded to {root}/ ({cause}): connect to the network, "
-            f"or delete damaged files and copy its folder there from another machine"
+            f"{dataset.__name__} could not be read from or downloaded to {root}/ ({cause}): connect to the network, or "
+            "delete damaged files and copy its folder there from another machine"
         ) from error
 
 

@@ -14,8 +14,10 @@ from PIL import Image
 from report import formulas
 from report.notebooks import line, sections
 
-PICTURES = {"image/svg+xml": "svg", "application/pdf": "pdf", "image/png": "png", "image/jpeg": "jpg", "image/gif": "gif",
-            "image/webp": "webp"}  # fmt: skip
+PICTURES = {
+    "image/svg+xml": "svg", "application/pdf": "pdf", "image/png": "png", "image/jpeg": "jpg", "image/gif": "gif",
+    "image/webp": "webp",
+}  # fmt: skip
 # what stands for the same in fewer words or not at all, or is shown by an extension of the browser alone
 RICH = re.compile(r"application/(?!json$)|text/(?!plain|html|markdown|latex)|audio/|video/")
 FENCE = re.compile(r"^(`{3,})[ ]*\{\.?(\w*)[ ]*#(lst:[\w-]+)(?: caption=\"(.*?)\")?\}[ ]*$", re.M)

@@ -9,21 +9,15 @@ FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[^`\n]*\n.*?(?:^ {0,3}\2[`~]*[ ]*$|\Z
 CODE = re.compile(r"(?<![\\`])(`+)(?!`)(?:(?!\n\s*\n).)*?(?<!`)\1(?!`)", re.S)
 CLOSE = {"$": "$", "$$": "$$", r"\\(": r"\\)", r"\\[": r"\\]"}
 
-# every symbol here was seen in a PDF as the sign that matplotlib's table has for it (a test looks again) ...
-SYMBOLS = set((Path(__file__).parent / "layout" / "symbols.txt").read_text(encoding="utf-8").split())
-# ... and these were looked at on a page
-SEEN = set(
-    """frac tfrac dfrac sqrt binom hat bar tilde vec dot ddot check breve acute grave mathring widehat widetilde overline
-    underline overrightarrow overleftarrow overbrace underbrace mathbf mathbb mathcal mathfrak mathrm mathsf mathtt
-    mathit mathscr boldsymbol bm pmb text textbf textit texttt textrm textsf mbox sin cos tan log ln exp det dim ker Pr
-    gcd deg hom arg arcsin arccos arctan sinh cosh tanh cot sec csc lim liminf limsup max min sup inf left right lvert
-    rvert lVert rVert quad qquad bmod pmod not operatorname boxed cancel phantom dotsc dotsb iff implies impliedby to
-    gets land lor lnot le ge lt gt owns coloneqq Longleftarrow Longleftrightarrow Longrightarrow bullet clubsuit
-    spadesuit hookleftarrow hookrightarrow imath jmath leftrightarrow longleftarrow longleftrightarrow longmapsto
-    longrightarrow geqslant leqslant models nearrow nwarrow searrow swarrow setminus varnothing updownarrow lhd rhd
-    begin end substack""".split()
-)
-SIGNS = set(r"\{ \} \, \: \% \# \_ \$ \\".split()) | {"\\ "}
+
+def _names(file: str) -> set[str]:
+    return set((Path(__file__).parent / "layout" / file).read_text(encoding="utf-8").split())
+
+
+# each was seen in a PDF as the sign that matplotlib's table has for it, and a test looks again
+SYMBOLS = _names("symbols.txt")
+SEEN = _names("commands.txt")  # what these do was looked at on a page
+SIGNS = {"\\" + sign for sign in "{},:%#_$\\ "}
 ENVIRONMENTS = {"cases", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "aligned", "gathered", "split"}
 DISPLAYS = {"equation": "", "align": "aligned", "gather": "gathered", "eqnarray": "aligned", "multline": "gathered"}
 
@@ -31,8 +25,13 @@ DISPLAYS = {"equation": "", "align": "aligned", "gather": "gathered", "eqnarray"
 def remove(text: str) -> tuple[str, list[str]]:
     """Markdown whose formulas are replaced by @@0@@, @@1@@ ..., and these formulas: JupyterLab's removeMath, so that
     no Markdown is read within a formula, and no formula within code."""
-    hide = lambda match: match[0].replace("$", "\ue000").replace("\\", "\ue001")
-    show = lambda part: part.replace("\ue000", "$").replace("\ue001", "\\")
+
+    def hide(match):
+        return match[0].replace("$", "\ue000").replace("\\", "\ue001")
+
+    def show(part):
+        return part.replace("\ue000", "$").replace("\ue001", "\\")
+
     text = CODE.sub(hide, FENCE.sub(hide, re.sub("\r\n?", "\n", text)))
     blocks, math = SPLIT.split(text), []
     start, end, last, braces, i = None, "", None, 0, 1

@@ -102,7 +102,10 @@ class ReportExporter(TemplateExporter):
             )  # fmt: skip
             if self.strict and problems:  # without a page to look at
                 raise ValueError("report: " + "; ".join(dict.fromkeys(problems)))
-            where = lambda sign: next((part["cell"] for part in parts if sign in part["text"]), 0)
+
+            def where(sign):
+                return next((part["cell"] for part in parts if sign in part["text"]), 0)
+
             pdf = _typst(source, Path(work), info, _counted(document, self.strict), complain, where)
         problems = list(dict.fromkeys(problems))
         if self.strict and problems:
@@ -126,7 +129,7 @@ def _entries(entries: dict) -> dict[str, str]:
     found = {
         key: entries[key]
         for key in TITLE_BLOCK
-        if isinstance(entries.get(key), (str, int)) or key == "date" and entries.get(key)
+        if isinstance(entries.get(key), (str, int)) or (key == "date" and entries.get(key))
     }
     authors = entries.get("authors") or entries.get("author") or []
     authors = authors if isinstance(authors, list) else [authors]
@@ -350,7 +353,8 @@ def _lacking(text: str, work: Path, fonts: Path, own: bool) -> str:
     lacking = ""
     while signs:
         written = json.dumps(" ".join(sorted(signs)), ensure_ascii=False)
-        page = f'#set document(date: datetime(year: 1970, month: 1, day: 1))\n#set text(font: "New Computer Modern")\n#{written}'
+        page = "#set document(date: datetime(year: 1970, month: 1, day: 1))\n"
+        page += f'#set text(font: "New Computer Modern")\n#{written}'
         (work / "signs.typ").write_text(page, encoding="utf-8")
         sign = _unshown(_compiler(work, fonts, own, {}, "signs.typ"))
         if not sign or sign[0] not in signs:

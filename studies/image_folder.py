@@ -169,7 +169,7 @@ def _files(folder: Path, root: Path, left: dict[str, list[str]]) -> list[Path]:
     if not found:
         causes = "; ".join(f"{cause}: {len(files)}" for cause, files in left.items())
         raise ValueError(
-            f"{root}: the class {folder.name} holds no image{' (left out, ' * bool(causes)}{causes}{')' * bool(causes)}. "
+            f"{root}: the class {folder.name} holds no image ({'left out, ' * bool(causes)}{causes or 'it is empty'}). "
             "Expected one subfolder with images per class"
         )
     return found

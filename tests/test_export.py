@@ -1,3 +1,4 @@
+# ruff: noqa: E501, RUF001
 """Any notebook as a PDF: a table of small inputs and what is on the page, or what is said of them."""
 
 import base64
@@ -310,7 +311,10 @@ def test_symbols_are_seen_as_what_they_mean(tmp_path):
     made = typst.Compiler(str(tmp_path / "s.typ"), ignore_system_fonts=True).compile(format="pdf")
     pages = PdfReader(io.BytesIO(made)).pages
     assert len(pages) == len(names) > 400
-    plain = lambda text: unicodedata.normalize("NFKC", text).strip()
+
+    def plain(text):
+        return unicodedata.normalize("NFKC", text).strip()
+
     wrong = [
         name for name, page in zip(names, pages, strict=True) if plain(page.extract_text()) != plain(chr(tex2uni[name]))
     ]

@@ -19,7 +19,7 @@ local function define(element)
     complain("label %s is defined twice", id)
     if not strict then element.identifier = "" end
   end
-  labels[id] = id ~= ""
+  labels[id] = id ~= "" and (element.t == "Header" and pandoc.utils.stringify(element.content) or true)
   return element
 end
 
@@ -245,7 +245,9 @@ local function reference(cite)
   for i, citation in ipairs(cite.citations) do
     local is_label = KINDS[citation.id:match("^(%a+):")]
     if i > 1 and (is_label or own) then result:insert(is_label and pandoc.Str(", ") or pandoc.Space()) end
-    if is_label and labels[citation.id] then
+    if is_label and not strict and type(labels[citation.id]) == "string" then
+      result:insert(pandoc.Link(labels[citation.id], "#" .. citation.id))  -- headings have no numbers there
+    elseif is_label and labels[citation.id] then
       result:insert(typst("#ref(<" .. citation.id .. ">)"))
     elseif is_label then
       if strict then complain("undefined reference @%s", citation.id) end
