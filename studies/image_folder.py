@@ -1,15 +1,43 @@
-"""Your own images: a folder with one subfolder per class."""
+"""Your own images: a folder with one subfolder per class, and a receipt of what was used of it."""
 
+import hashlib
+import os
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision import datasets
 from torchvision.transforms import v2
 
 from lib.data import Data, Split, split_all
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
+IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+PHOTOGRAPHS = {".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".svg", ".psd", ".eps"}
+SYSTEM = re.compile(r"[.@_]{1,2}(?!\w+_$).*|thumbs\.db|desktop\.ini|\$recycle\.bin|system volume information", re.I)
+FILES = 200_000  # above that a folder is no data set of this kind
+
+
+@dataclass
+class Receipt:
+    """used: images by class. left_out: (cause, number, the first of them). sizes: smallest and largest width x height.
+    duplicates: (a file, the one it repeats)."""
+
+    folder: str
+    used: dict[str, int] = field(default_factory=dict)
+    left_out: list[tuple[str, int, str]] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    sizes: tuple[str, str] = ("", "")
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {sum(self.used.values())} images of {len(self.used)} classes"]
+        lines[0] += f", {self.sizes[0]} to {self.sizes[1]} pixels" if self.sizes[0] else ""
+        lines += [f"  {name}: {count} images" for name, count in self.used.items()]
+        lines += [f"  left out, {cause}: {count} (the first is {first})" for cause, count, first in self.left_out]
+        return "\n".join(lines)
 
 
 def find(name: str | Path) -> tuple[Path, int] | None:
@@ -21,48 +49,150 @@ def find(name: str | Path) -> tuple[Path, int] | None:
     return (Path(end[1]), int(end[2])) if end and Path(end[1]).is_dir() else None
 
 
-def load(path: Path, size: int) -> Data:
-    """The images under path, each class in its subfolder, as colour images of size x size pixels.
+def load(path: Path, size: int, skip_damaged: bool = False) -> Data:
+    """The images under path, each class in its subfolder, as colour images of size x size pixels; a receipt is
+    printed. Raises ValueError for unusable images; each message names the cure."""
+    data, receipt = read(path, size, skip_damaged)
+    print(receipt)
+    return data
 
-    Raises ValueError for unusable images; each message names the cure.
+
+def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Receipt]:
+    """As ``load``, with the receipt. skip_damaged: leave out and count what cannot be read, in place of ValueError.
+
+    Entries of the system and hidden ones are no data; the first of equal pictures is used, so that no picture is in
+    two splits; transparent ones lie on white, of a moving one the first frame counts.
     """
     if size < 8:
         raise ValueError(f"{path}@{size}: images of {size} pixels are too small, choose 8 or more")
-    try:
-        folder = datasets.ImageFolder(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]} Expected one subfolder with images per class") from None
-    if len(folder.classes) < 2:
-        raise ValueError(f"{path} holds one class only ({folder.classes[0]}): add a subfolder per class")
-    if {name.lower() for name in folder.classes} <= {"train", "training", "val", "valid", "validation", "test"}:
-        raise ValueError(
-            f"{path} is split into {', '.join(folder.classes)}, not into classes: name the folder whose subfolders "
-            "are the classes; the splits are made here"
-        )
-    images, labels, broken = [], [], []
-    for file, label in folder.samples:
-        try:
-            images.append(_picture(file, size))
+    classes = _classes(path)
+    left: dict[str, list[str]] = {}
+    images, labels, broken, sizes = [], [], [], []
+    seen: dict[bytes, str] = {}
+    receipt = Receipt(str(path))
+    for label, name in enumerate(classes):
+        for file in _files(path / name, path, left):
+            short = str(file.relative_to(path))
+            try:
+                with Image.open(file) as image:
+                    sizes.append(image.size)
+                picture = _picture(file, size)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that Pillow raises
+                broken.append(short)
+                continue
+            mark = hashlib.sha1(_content(file)).digest()
+            if mark in seen:
+                receipt.duplicates.append((short, seen[mark]))
+                continue
+            seen[mark] = short
+            images.append(picture)
             labels.append(label)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that Pillow raises
-            broken.append(file)
-    if broken:
+    used = Counter(labels)
+    receipt.used = {name: used[label] for label, name in enumerate(classes)}
+    _refuse_two_classes(path, receipt.duplicates)
+    if broken and not skip_damaged:
         raise ValueError(
             f"{path}: {len(broken)} unreadable images (damaged, or more than 8 bits per channel), the first is "
-            f"{broken[0]}: replace or delete them"
+            f"{path / broken[0]}: replace or delete them, or skip them by image_folder.read(..., skip_damaged=True)"
         )
-    rarest = torch.bincount(torch.tensor(labels)).min().item()
-    if rarest < 5:
-        raise ValueError(f"{path}: every class needs at least 5 images for its three splits, the rarest has {rarest}")
+    causes = {
+        **left,
+        "damaged or more than 8 bits per channel": broken,
+        "the same picture again": [a for a, _ in receipt.duplicates],
+    }
+    receipt.left_out = [(cause, len(files), files[0]) for cause, files in causes.items() if files]
+    if sizes:
+        receipt.sizes = tuple("x".join(map(str, pick(sizes, key=lambda s: s[0] * s[1]))) for pick in (min, max))
+    rarest = min(receipt.used, key=receipt.used.get)
+    if receipt.used[rarest] < 5:
+        why = "; ".join(f"left out, {cause}: {count}" for cause, count, _ in receipt.left_out)
+        raise ValueError(
+            f"{path}: every class needs at least 5 images for its three splits, the rarest has {receipt.used[rarest]} "
+            f"({rarest}{'; ' * bool(why)}{why}): add images, or take the class away"
+        )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # the first n are a fair sample
     everything = Split(torch.stack(images), torch.tensor(labels))[order]
-    return split_all(path.name, everything, folder.classes, crop_padding=2)
+    return split_all(path.resolve().name, everything, classes, crop_padding=2), receipt
 
 
-def _picture(file: str, size: int) -> Tensor:
-    """An image file as uint8 (3, size, size), turned as its camera notes."""
+def _classes(path: Path) -> list[str]:
+    """The subfolders that are classes. Raises ValueError if these are none, or splits."""
+    names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not SYSTEM.fullmatch(entry.name))
+    if path.resolve() == Path(path.resolve().anchor) or (path / "pyproject.toml").exists():
+        raise ValueError(f"{path} is no folder of images: name one with a subfolder per class")
+    if not names:
+        raise ValueError(f"{path}: it holds no subfolder. Expected one subfolder with images per class")
+    split = [name for name in names if set(re.split(r"[^a-z]+", name.lower())) & SPLITS]
+    if split and (len(split) > 1 or set(split[0].lower().split()) <= {"train", "training"}):
+        raise ValueError(
+            f"{path} is split into {', '.join(names)}, not into classes: name the folder whose subfolders "
+            "are the classes; the splits are made here"
+        )
+    if len(names) < 2:
+        raise ValueError(f"{path} holds one class only ({names[0]}): add a subfolder per class")
+    return names
+
+
+def _files(folder: Path, root: Path, left: dict[str, list[str]]) -> list[Path]:
+    """The image files below folder, each once; what else lies there goes to left, by cause."""
+    found, real, count = [], set(), 0
+
+    def leave(cause, path):
+        left.setdefault(cause, []).append(str(path.relative_to(root)))
+
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here.resolve() in real:  # a link back, or to a folder that was read
+            leave("a link to what is read already", here)
+            folders[:] = []
+            continue
+        real.add(here.resolve())
+        for name in [name for name in folders if SYSTEM.fullmatch(name)]:
+            leave("hidden or the system's", here / name)
+        folders[:] = sorted(name for name in folders if not SYSTEM.fullmatch(name))
+        for name in sorted(files):
+            path, suffix = here / name, Path(name).suffix.lower()
+            count += 1
+            if count > FILES:
+                raise ValueError(f"{folder} holds more than {FILES:,} files: name a smaller folder of images")
+            if SYSTEM.fullmatch(name):
+                leave("hidden or the system's", path)
+            elif suffix in PHOTOGRAPHS:
+                leave(f"{suffix[1:].upper()}, which cannot be read here: save them as JPEG", path)
+            elif suffix not in IMAGES:
+                leave("no image", path)
+            elif path.is_symlink() and path.resolve() in real:
+                leave("a link to what is read already", path)
+            else:
+                real.add(path.resolve())
+                found.append(path)
+    if not found:
+        causes = "; ".join(f"{cause}: {len(files)}" for cause, files in left.items())
+        raise ValueError(
+            f"{root}: the class {folder.name} holds no image ({'left out, ' * bool(causes)}{causes or 'it is empty'}). "
+            "Expected one subfolder with images per class"
+        )
+    return found
+
+
+def _content(file: Path) -> bytes:
+    """The pixels of an image file, whatever its format and notes: equal for copies."""
+    with Image.open(file) as image:
+        return repr(image.size).encode() + image.convert("RGBA").tobytes()
+
+
+def _refuse_two_classes(path: Path, duplicates: list[tuple[str, str]]) -> None:
+    for copy, first in duplicates:
+        if Path(copy).parts[0] != Path(first).parts[0]:
+            raise ValueError(f"{path}: the same picture is in two classes, {first} and {copy}: delete one of them")
+
+
+def _picture(file: str | Path, size: int) -> Tensor:
+    """An image file as uint8 (3, size, size), turned as its camera notes, what is transparent white."""
     with Image.open(file) as image:
         if image.mode[0] in "IF":
             raise ValueError("Pillow clips pixels of 16 bits and more")
-        picture = ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")  # a palette may hold transparency
-    return v2.functional.resize(v2.functional.pil_to_tensor(picture), [size, size], antialias=True)
+        picture = ImageOps.exif_transpose(image).convert("RGBA")  # a palette may hold transparency
+    white = Image.new("RGBA", picture.size, "white")
+    pixels = v2.functional.pil_to_tensor(Image.alpha_composite(white, picture).convert("RGB"))
+    return v2.functional.resize(pixels, [size, size], antialias=True)

@@ -93,10 +93,24 @@ def rounded(value):
     return [rounded(v) for v in value] if isinstance(value, list) else value
 
 
+def plain(value):
+    """value in what JSON holds: tensors, arrays and their scalars as lists and numbers, anything else as its text, so
+    that no run is lost for what is recorded of it."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
 def record(run, measured: dict, history: dict, on: torch.device, seconds: float) -> dict:
     """What is recorded of a finished run, a dataclass; of its metrics and history six digits."""
     found = {"metrics": measured, "history": history, "seconds": seconds, **environment(on)}
-    return {"config": dataclasses.asdict(run), **rounded(found)}
+    return {"config": dataclasses.asdict(run), **rounded(plain(found))}
 
 
 def read(path: Path, kind: type) -> dict:
@@ -127,7 +141,7 @@ def read(path: Path, kind: type) -> dict:
 def append(path: Path, record: dict) -> None:
     """Add one record as one line, also with several processes at work. A torn last line, of a killed write, goes.
     Raises OSError if that fails; the record is then printed, so that it is not lost."""
-    line = json.dumps(record).encode() + b"\n"
+    line = json.dumps(plain(record)).encode() + b"\n"
     try:
         with FileLock(f"{path}.lock"), path.open("ab+") as file:
             file.seek(0)

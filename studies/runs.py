@@ -36,8 +36,27 @@ TRAINING = (
 )  # fmt: skip
 
 
+# the smallest and the largest value of a field
+RANGES = {
+    "embedding_dim": (1, 65536), "epochs": (1, 10**6), "low_res_epochs": (0, 10**6), "batch_size": (1, 10**7),
+    "train_size": (0, 10**9), "val_size": (0, 10**9), "crop_padding": (0, 1024), "seed": (0, 2**63 - 1),
+    "lr": (0, 1e6), "muon_lr": (0, 1e6), "momentum": (0, 1), "weight_decay": (0, 1e6), "margin_warmup": (0, 1e6),
+    "linear_warmup": (0, 1),
+}  # fmt: skip
+
+
+def _plain(value):
+    """A scalar of NumPy or PyTorch as Python's."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+
+
 def _float(value):
     return float(value) if isinstance(value, int) else value
+
+
+@functools.cache
+def _ranges(head: str) -> dict:
+    return heads.find(head).ranges()
 
 
 @dataclass(frozen=True)
@@ -73,12 +92,39 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        pairs = self.constants.items() if isinstance(self.constants, dict) else map(tuple, self.constants)
-        object.__setattr__(self, "constants", tuple(sorted((k, _float(v)) for k, v in pairs)))
+        """Raises ValueError for what no run could be made with: better than after the runs before it."""
+        object.__setattr__(self, "constants", self._constants())
         for field in dataclasses.fields(self):
-            if field.type is float:  # 1 and 1.0 are the same run, so they need the same key
-                object.__setattr__(self, field.name, _float(getattr(self, field.name)))
+            if field.name != "constants":
+                object.__setattr__(self, field.name, self._field(field))
+        if self.network not in models.NETWORKS:
+            raise ValueError(f"unknown network {self.network!r}: choose one of {', '.join(models.NETWORKS)}")
+
+    def _constants(self) -> tuple:
         heads.find(self.head)
+        pairs = self.constants.items() if isinstance(self.constants, dict) else map(tuple, self.constants)
+        constants = {name: _float(_plain(value)) for name, value in pairs}
+        allowed = _ranges(self.head)
+        for name, value in constants.items():
+            if name not in allowed:
+                raise ValueError(f"{self.head}: no constant {name!r}, only {', '.join(allowed) or 'none'}")
+            if (name, value) != ("s", "auto"):
+                heads.find(self.head)._checked(name, value, *allowed[name])
+        return tuple(sorted(constants.items()))
+
+    def _field(self, field):
+        value = _plain(getattr(self, field.name))
+        if field.name not in RANGES or (value is None and field.default is None):
+            kind = field.type if isinstance(field.type, type) else object
+            if not isinstance(value, kind) and kind in (str, bool):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
+            return value
+        low, high = RANGES[field.name]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= high or (field.type is not float and value != int(value)):
+            kind = "a number" if field.type is float else "a whole number"
+            raise ValueError(f"{field.name} must be {kind} from {low:,} to {high:,}, got {value!r}")
+        return float(value) if field.type is float else int(value)  # 1 and 1.0 are the same run: the same key
 
     @property
     def key(self) -> str:
@@ -252,6 +298,9 @@ def listed(name: str, configs: list[Config], data: datasets.Data | None = None) 
     give; else a data set or an image folder has that name. Raises ValueError for runs on other data than these."""
     if other := {config.data for config in configs} - {data.name} if data else ():
         raise ValueError(f"a run is on {min(other)!r}, and the data are called {data.name!r}: they need one name")
+    for config in () if data else configs:
+        if config.data not in datasets.SETS and not image_folder.find(config.data):
+            datasets.load(config.data)  # says which there are
     train_on = functools.partial(execute, data=data) if data else execute
     return Study(name, "What do these runs show?", Config, lambda full: configs, train_on)
 

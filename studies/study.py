@@ -115,6 +115,8 @@ class Study:
                 records.append(self.path, record)
                 found[run] = record
                 trained += 1
+                if isinstance(extra, Exception):
+                    raise extra
                 if extra:
                     self.keep(run, extra)
         done = [run for run in planned if run in found]
@@ -162,4 +164,7 @@ def _train_one(execute, extra, run, deadline: float, threads: int) -> tuple:
     if device.best_device().type == "cpu":
         device.reuse_memory()
     model, record = execute(run, not threads)
-    return run, record, extra(run, model, record) if extra else None
+    try:
+        return run, record, extra(run, model, record) if extra else None
+    except Exception as error:  # raised when the run is recorded
+        return run, record, error

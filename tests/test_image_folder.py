@@ -128,7 +128,7 @@ BAD_FOLDERS = {
     "not an image": (lambda p: spoil(pictures(p, a=9, b=9), "a/00.png", b"hello"), "1 unreadable images.*a/00.png"),
     "empty file": (lambda p: spoil(pictures(p, a=9, b=9), "b/03.png", b""), "b/03.png: replace or delete them"),
     "torn header": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 20"), "1 unreadable.*a/x.ppm"),
-    "no image in a class": (lambda p: spoil(pictures(p, a=9, b=0), "b/notes.txt", b"hi"), "classes b.*Expected one"),
+    "no image in a class": (lambda p: spoil(pictures(p, a=9, b=0), "b/notes.txt", b"hi"), "class b holds no image .*no image: 1"),
     "a folder of splits": (lambda p: pictures(p, train=9, test=9), "is split into test, train, not into classes: name"),
     "broken chunk": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.png", broken_png()), "1 unreadable images.*a/x.png"),
     "a bomb": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 99999 99999 255\n"), "1 unreadable.*a/x.ppm"),
@@ -153,3 +153,114 @@ def test_truncated_image(tmp_path):
         file.write_bytes(file.read_bytes()[:-600])
     with pytest.raises(ValueError, match="2 unreadable images"):
         load(path)
+
+
+def noise(path, seed=0, mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 12, len(mode)), dtype=np.uint8).squeeze()
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten random pictures of a cat and of a dog, all different."""
+    for i in range(20):
+        noise(tmp_path / "pets" / ("cat", "dog")[i % 2] / f"{i}.png", i)
+    return tmp_path / "pets"
+
+
+ADDED = {
+    "checkpoints at the root": (".ipynb_checkpoints/x.png", None),
+    "a Mac's archive": ("__MACOSX/cat/._0.png", None),
+    "a NAS's thumbnails": ("@eaDir/x.png", None),
+    "checkpoints in a class": ("cat/.ipynb_checkpoints/0-checkpoint.png", "hidden or the system's: 1"),
+    "thumbnails": ("cat/.thumbnails/0.png", "hidden or the system's: 1"),
+    "AppleDouble": ("cat/._0.png", "hidden or the system's: 1"),
+    "Thumbs.db": ("cat/Thumbs.db", "hidden or the system's: 1"),
+    "HEIC": ("cat/IMG_1.HEIC", "HEIC, which cannot be read here: save them as JPEG: 1"),
+    "AVIF": ("dog/1.avif", "AVIF, which cannot be read here: save them as JPEG: 1"),
+    "text": ("dog/notes.txt", "no image: 1"),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_what_is_no_data_is_left_out_and_counted(folder, case, capsys):
+    name, said = ADDED[case]
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"\0\5\26\7")
+    data = load(folder)
+    printed = capsys.readouterr().out
+    assert data.classes == ["cat", "dog"] and sum(map(len, data.splits().values())) == 20
+    assert "20 images of 2 classes, 12x12 to 12x12 pixels" in printed and "  cat: 10 images" in printed
+    assert ("left out" in printed) == bool(said) and (not said or said in printed)
+
+
+def test_no_picture_is_in_two_splits(folder):
+    first = (folder / "cat" / "0.png").read_bytes()
+    (folder / "cat" / "copy of 0.png").write_bytes(first)
+    Image.open(folder / "cat" / "2.png").save(folder / "cat" / "again.bmp")
+    (folder / "dog" / "link.png").symlink_to(folder / "dog" / "1.png")
+    (folder / "dog" / "loop").symlink_to(folder / "dog", target_is_directory=True)
+    data, receipt = image_folder.read(folder, 12)
+    assert receipt.used == {"cat": 10, "dog": 10} and len(receipt.duplicates) >= 2
+    pictures = [picture.numpy().tobytes() for split in data.splits().values() for picture in split.images]
+    assert len(set(pictures)) == len(pictures) == 20
+
+
+def test_the_same_picture_in_two_classes_is_refused(folder):
+    (folder / "dog" / "wrong.png").write_bytes((folder / "cat" / "0.png").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"the same picture is in two classes, cat/0.png and dog/wrong.png: delete one"
+    ):
+        load(folder)
+
+
+def test_a_damaged_image_is_skipped_if_asked(folder):
+    (folder / "cat" / "x.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ValueError, match=r"1 unreadable images .*cat/x.png: .*skip_damaged=True"):
+        load(folder)
+    _, receipt = image_folder.read(folder, 12, skip_damaged=True)
+    assert "left out, damaged or more than 8 bits per channel: 1 (the first is cat/x.png)" in str(receipt)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 16, 8))  # black above nothing
+    picture = picture.convert("P") if mode == "palette" else picture.convert(mode)
+    picture.save(tmp_path / "x.png")
+    shown = image_folder._picture(tmp_path / "x.png", 16)
+    assert shown[:, :7].max() == 0 and shown[:, 9:].min() == 255
+
+
+def test_the_first_frame_of_a_moving_picture_counts(tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert image_folder._picture(tmp_path / "x.gif", 8)[0].min() > 250
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "test", "annotations"), ("images_train", "images_test"), ("dev", "eval"), ("train",)]
+)
+def test_folders_of_splits_are_refused(tmp_path, names):
+    for name in names:
+        noise(tmp_path / name / "0.png")
+    with pytest.raises(ValueError, match=r"is split into .*, not into classes"):
+        load(tmp_path)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for i in range(20):
+        noise(tmp_path / ("bus", "test")[i % 2] / f"{i}.png", i)
+    assert load(tmp_path).classes == ["bus", "test"]
+
+
+def test_what_is_no_folder_of_images_is_refused_at_once(tmp_path, monkeypatch):
+    for path in ("/", image_folder.__file__.rsplit("/", 2)[0]):
+        with pytest.raises(ValueError, match="is no folder of images: name one with a subfolder per class"):
+            load(path)
+    monkeypatch.setattr(image_folder, "FILES", 3)
+    pictures(tmp_path, a=5, b=5)
+    with pytest.raises(ValueError, match="holds more than 3 files"):
+        load(tmp_path)

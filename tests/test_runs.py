@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lib import data as datasets
-from lib import heads, train
+from lib import heads, paths, train
 from studies import claims, margin_maps, recommend, records, runs
 from studies.__main__ import find
 
@@ -37,7 +37,7 @@ def test_equal_configs_are_the_same_run():
     a = runs.Config("mnist", "CombinedMargin", {"m2": 0.3, "m1": 1.2})
     b = runs.Config("mnist", "CombinedMargin", [["m1", 1.2], ["m2", 0.3]])  # as JSON gives it
     assert a == b and hash(a) == hash(b) and a.key == b.key
-    for changed in ({"seed": 1}, {"lr": 0.2}, {"constants": {"m1": 1.2}}, {"head": "ArcFace"}):
+    for changed in ({"seed": 1}, {"lr": 0.2}, {"constants": {"m1": 1.2}}, {"head": "ArcFace", "constants": ()}):
         other = dataclasses.replace(a, **changed)
         assert other != a and other.key != a.key
 
@@ -57,6 +57,62 @@ def test_config_survives_json():
 
 def test_key_is_stable():
     assert runs.Config("mnist", "ArcFace", {"m": 0.3}).key == "eadd868773ce"
+
+
+def test_scalars_of_numpy_and_torch_are_pythons():
+    a = runs.Config("mnist", "ArcFace", {"m": 0.5, "s": 16}, lr=0.5, seed=1, epochs=2)
+    m, s, lr = torch.tensor(0.5, dtype=torch.float64), np.int64(16), np.float64(0.5)
+    b = runs.Config("mnist", "ArcFace", {"m": m, "s": s}, lr=lr, seed=np.int32(1), epochs=np.float32(2))
+    assert a == b and a.key == b.key
+    assert json.loads(json.dumps(dataclasses.asdict(b)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"constants": {"m": 28.6}}, "in radians: 28.6 degrees are 0.499"),
+        ({"constants": {"margin": 0.5}}, "ArcFace: no constant 'margin', only s, m"),
+        ({"constants": {"m": np.nan}}, "m must be"),
+        ({"epochs": 0}, "epochs must be a whole number from 1"),
+        ({"epochs": 2.5}, "epochs must be a whole number"),
+        ({"batch_size": "64"}, "batch_size must be a whole number"),
+        ({"lr": -0.1}, "lr must be a number from 0"),
+        ({"lr": float("inf")}, "lr must be a number"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": True}, "seed must be"),
+        ({"train_size": None}, "train_size must be"),
+        ({"network": "ResNet"}, "unknown network 'ResNet': choose one of SmallNet"),
+        ({"reflect": "yes"}, "reflect must be of type bool"),
+    ],
+)
+def test_what_cannot_run_is_refused_when_it_is_planned(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        runs.Config("mnist", "ArcFace", **wrong)
+
+
+def test_a_plan_with_unknown_data_is_refused_before_its_first_run(project, monkeypatch):
+    monkeypatch.setattr(runs, "execute", lambda *args, **options: 1 / 0)
+    with pytest.raises(ValueError, match="unknown data set 'fashion'"):
+        runs.listed("s", [tiny(), runs.Config("fashion", "ArcFace")])
+
+
+def test_a_run_is_recorded_whatever_its_record_holds(project):
+    def execute(run, progress):
+        odd = {"array": np.ones(2), "tensor": torch.ones(2, requires_grad=True), ("a", 1): np.float32(0.5), "set": {1}}
+        return None, {**fake(run), "odd": {**odd, "object": paths, "nan": np.nan, "bool": np.bool_(True)}}
+
+    study = dataclasses.replace(runs.listed("s", [tiny()]), execute=execute)
+    study.train()
+    (record,) = records.read(project / "results" / "s.jsonl", runs.Config).values()
+    assert record["odd"]["array"] == record["odd"]["tensor"] == [1, 1] and record["odd"]["bool"] is True
+    assert record["odd"]["('a', 1)"] == 0.5
+
+
+def test_a_run_counts_even_if_what_else_to_keep_of_it_fails(project):
+    study = dataclasses.replace(kept([tiny()]), extra=lambda *run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.train()
+    assert list(records.read(project / "results" / "s.jsonl", runs.Config)) == [tiny()]
 
 
 def test_unknown_head():

@@ -1,5 +1,6 @@
 """The files of MNIST and CIFAR-10, as torchvision lays them out."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -18,20 +19,21 @@ def fetch(dataset, root: Path):
     """torchvision's train and test sets; its own download, MD5-checked, only if files are missing. Raises OSError for
     damaged files and for a download that fails."""
     name = dataset.__name__
+    if name == "MNIST":
+        for file, md5 in MNIST_MD5.items():
+            path = root / "MNIST" / "raw" / file
+            if path.exists() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
+                raise OSError(f"{path} is damaged (its MD5 is wrong): delete it and start again to download it anew")
+    with contextlib.suppress(Exception):  # what is there needs no lock, nor a folder that can be written
+        return dataset(root, train=True), dataset(root, train=False)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):  # several processes may start without data
-            sets = dataset(root, train=True, download=True), dataset(root, train=False, download=True)
+            return dataset(root, train=True, download=True), dataset(root, train=False, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, EOFError, ... for this
         files = {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}[name]
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise OSError(
             f"{name} could not be read from or downloaded to {root}/ ({cause}): connect to the network, "
             f"or delete damaged files and copy {files}/ there from another machine"
         ) from error
-    if name == "MNIST":
-        for file, md5 in MNIST_MD5.items():
-            path = root / "MNIST" / "raw" / file
-            if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-                raise OSError(f"{path} is damaged (its MD5 is wrong): delete it and start again to download it anew")
-    return sets

@@ -1,45 +1,71 @@
--- Pandoc filter of the report: its sections, cross-references and listings, and a warning (which
--- fails the export) for everything that typst would drop or draw wrongly.
+-- Pandoc filter of the parts that notebook.lua read: sections, cross-references, listings, formulas and tables in
+-- typst, and a warning for what would be dropped or drawn wrongly.
 
 local KINDS = { fig = true, eq = true, tbl = true, sec = true, lst = true }
-local FORBIDDEN = {  -- mathematics that pandoc converts wrongly without a word
-  "\\operatorname*", "\\big", "\\Big", "\\overset", "\\underset", "\\stackrel", "\\xrightarrow",
-  "\\tag", "\\textcolor", "{vmatrix}", "{Vmatrix}", "{array}", "{smallmatrix}",
-}
-local labels = {}
+local ROOM, CHARACTER = 448, 4.7  -- points: of the text's width, of a character in a table
+local labels, strict = {}, false
 
-local function complain(...) pandoc.log.warn(string.format(...)) end
+local function complain(...) pandoc.log.warn("0\t" .. string.format(...)) end
 
 local function typst(text) return pandoc.RawInline("typst", text) end
 
+local function block_of(text) return pandoc.RawBlock("typst", text) end
+
+local function quoted(text) return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"') .. '"' end
+
 local function define(element)
   local id = element.identifier
-  if labels[id] then complain("label %s is defined twice", id) end
-  labels[id] = id ~= ""
+  if labels[id] then
+    complain("label %s is defined twice", id)
+    if not strict then element.identifier = "" end
+  end
+  labels[id] = id ~= "" and (element.t == "Header" and pandoc.utils.stringify(element.content) or true)
+  return element
 end
 
--- level 1 is the title, which the metadata holds; Abstract, References and .appendix have their own form
+-- in the report: level 1 is the title, which the metadata holds; Abstract, References and .appendix have their own form
 local function sections(doc)
-  local body, abstract, in_abstract, in_appendix = pandoc.Blocks {}, pandoc.Blocks {}, false, false
+  strict = doc.meta.strict or false
+  local blocks, cited = pandoc.Blocks {}, false
+  doc:walk { Cite = function(cite)
+    for _, one in ipairs(cite.citations) do cited = cited or not KINDS[one.id:match("^(%a+):")] end
+  end }
   for _, block in ipairs(doc.blocks) do
+    local inside = block.t == "Div" and block.classes:includes("part") and block.content or pandoc.Blocks { block }
+    if #blocks > 0 and #inside > 0 and blocks[#blocks].t == inside[1].t and inside[1].t:match("List$") then
+      blocks:insert(block_of("#v(0pt)"))  -- the list of another cell begins anew
+    end
+    blocks:extend(inside)
+  end
+  local body, abstract, in_abstract, in_appendix, listed = pandoc.Blocks {}, pandoc.Blocks {}, false, false, false
+  for _, block in ipairs(blocks) do
     if block.t ~= "Header" then
       (in_abstract and abstract or body):insert(block)
-    elseif block.level > 1 then
-      in_abstract = block.identifier == "abstract"
+    else
+      in_abstract = strict and block.identifier == "sec:abstract"
       if block.classes:includes("appendix") and not in_appendix then
         in_appendix = true
-        body:insert(pandoc.RawBlock("typst", "#place.flush()\n#show: appendix"))
+        body:insert(block_of("#place.flush()\n#show: appendix"))
       end
-      if block.identifier == "references" then
-        body:insert(pandoc.RawBlock("typst", '#place.flush()\n#bibliography("references.bib", title: "References")'))
+      if block.identifier == "sec:references" and (strict or cited) then
+        body:insert(block_of((strict and "#place.flush()\n" or "") .. '#bibliography("references.bib", title: "References")'))
+        listed = true
       elseif not in_abstract then
-        block.level = block.level - 1
-        block.identifier = block.identifier:gsub("^sec:", ""):gsub("^", "sec:")
         body:insert(block)
       end
     end
   end
-  doc.blocks, doc.meta.abstract = body, pandoc.MetaBlocks(abstract)
+  if cited and not listed then
+    if strict then complain("sources are cited: add the section ## References") end
+    body:insert(block_of('#bibliography("references.bib", title: "References")'))
+  end
+  doc.blocks, doc.meta.abstract = body, #abstract > 0 and pandoc.MetaBlocks(abstract) or nil
+  if doc.meta.lifted then
+    doc = doc:walk { Header = function(head)
+      head.level = math.max(1, head.level - 1)
+      return head
+    end }
+  end
   return doc
 end
 
@@ -53,8 +79,7 @@ local function inlines_of(inlines)
     local at = id and (inlines[i - 1].t == "Math" and i - 1 or i - 2)
     if id and inlines[at] and inlines[at].t == "Math" then
       local rest = inlines[i].text:gsub("^{#.-}", "")
-      local equation = pandoc.Span(inlines[at], { id = id })
-      define(equation)
+      local equation = define(pandoc.Span(inlines[at], { id = id }))
       for _ = at, i do inlines:remove(at) end
       for j, inline in ipairs { typst("#numbered["), equation, typst("]"), pandoc.Str(rest) } do
         inlines:insert(at + j - 1, inline)
@@ -64,15 +89,111 @@ local function inlines_of(inlines)
   return inlines
 end
 
+-- ---------------------------------------------------------------- tables
+
+local function rows_of(block)
+  local rows = pandoc.List {}
+  rows:extend(block.head.rows)
+  for _, body in ipairs(block.bodies) do
+    rows:extend(body.head)
+    rows:extend(body.body)
+  end
+  rows:extend(block.foot.rows)
+  return rows
+end
+
+-- the room that each column needs for its longest word, and whether every cell lies in one column
+local function widths(block)
+  local need, simple = {}, true
+  for i = 1, #block.colspecs do need[i] = 1 end
+  for _, row in ipairs(rows_of(block)) do
+    for i, one in ipairs(row.cells) do
+      simple = simple and one.col_span == 1 and one.row_span == 1
+      for word in pandoc.utils.stringify(one.contents):gmatch("%S+") do
+        need[i] = math.max(need[i] or 1, math.min(utf8.len(word) or #word, 40))
+      end
+    end
+  end
+  for i, characters in ipairs(need) do need[i] = characters * CHARACTER + 10 end
+  return need, simple
+end
+
+local function columns(block, kept)
+  local part = block:clone()
+  local function pick(list) return kept:map(function(i) return list[i] end) end
+  local function shorten(rows)
+    for _, row in ipairs(rows) do row.cells = pick(row.cells) end
+    return rows
+  end
+  part.colspecs = pick(block.colspecs)
+  part.head.rows = shorten(part.head.rows)
+  local bodies = part.bodies
+  for _, body in ipairs(bodies) do body.head, body.body = shorten(body.head), shorten(body.body) end
+  part.bodies = bodies
+  part.foot.rows = shorten(part.foot.rows)
+  return part
+end
+
+-- a table whose words need more room than there is: smaller, and where that is not enough, a few columns at a time
+local function fitted(block)
+  local need, simple = widths(block)
+  local sum = 0
+  for _, width in ipairs(need) do sum = sum + width end
+  if sum <= ROOM then return nil end
+  local specs = block.colspecs
+  for _, spec in ipairs(specs) do spec[2] = nil end
+  block.colspecs = specs
+  local groups, now, used = pandoc.List {}, pandoc.List {}, 0
+  if sum <= ROOM / 0.7 or not simple then
+    groups:insert(pandoc.List {})
+    for i = 1, #need do groups[1]:insert(i) end
+  else
+    for i = 1, #need do
+      if used + need[i] > ROOM / 0.7 and #now > 1 then
+        groups:insert(now)
+        now, used = pandoc.List { 1 }, need[1]
+      end
+      now:insert(i)
+      used = used + need[i]
+    end
+    groups:insert(now)
+  end
+  local result = pandoc.Blocks { block_of(string.format("#[\n#show table: set text(size: %.3fem)\n#set table(inset: (x: 3pt, y: 3pt))",
+    math.max(0.4, math.min(1, ROOM / math.min(sum, simple and ROOM / 0.7 or sum)))) ) }
+  for number, kept in ipairs(groups) do
+    local part = columns(block, kept)
+    if number > 1 then part.caption, part.attr = { long = {} }, pandoc.Attr() end
+    result:insert(part)
+  end
+  result:insert(block_of("]"))
+  return result
+end
+
+-- the columns are as wide as the dashes below the head say, where notebook.lua has noted them
+local function shared(block)
+  local specs, widths, sum = block.colspecs, pandoc.List {}, 0
+  for width in (block.attributes.dashes or ""):gmatch("%d+") do
+    widths:insert(tonumber(width))
+    sum = sum + width
+  end
+  block.attributes.dashes = nil
+  if #widths ~= #specs then return block end
+  for i, spec in ipairs(specs) do spec[2] = widths[i] / sum end
+  block.colspecs = specs
+  return block
+end
+
 -- a table stays on one page, unless it is longer than that
 local function table_of(block)
   define(block)
   local rows = 0
   for _, body in ipairs(block.bodies) do rows = rows + #body.body end
-  if rows <= 30 then return nil end
-  local open = "#[\n#show figure.where(kind: table): set figure(placement: none)"
-    .. "\n#show figure.where(kind: table): set block(breakable: true, above: 1.5em, below: 1.5em)"
-  return { pandoc.RawBlock("typst", open), block, pandoc.RawBlock("typst", "]") }
+  local fit = not strict and fitted(block) or pandoc.Blocks { shared(block) }
+  if rows <= 30 then return fit end
+  fit:insert(1, block_of("#[\n#show figure.where(kind: table): set figure(placement: none)"
+    .. "\n#show figure.where(kind: table): set block(breakable: true, above: 1.5em, below: 1.5em)"))
+  fit:insert(block_of("]"))
+  return fit
 end
 
 local function listing(block)
@@ -83,28 +204,39 @@ local function listing(block)
   head:insert(1, typst("#figure(kind: raw, supplement: [Listing], caption: ["))
   head:insert(typst("])["))
   local code = pandoc.CodeBlock(block.text, { class = block.classes[1] or "" })
-  return { pandoc.Plain(head), code, pandoc.RawBlock("typst", "] <" .. block.identifier .. ">") }
+  return { pandoc.Plain(head), code, block_of("] <" .. block.identifier .. ">") }
 end
 
-local function image(element)
-  local caption = pandoc.utils.stringify(element.caption)
-  if caption == "" or caption == "png" then  -- png: a cell's output
-    complain("an image has no caption: save it and link it as ![caption](../figures/name.png){#fig:name}")
+-- ---------------------------------------------------------------- what typst has no word for
+
+local function span(element)
+  if element.classes:includes("tagged") then
+    local content = pandoc.Inlines { typst("#tagged(" .. quoted(element.attributes.tag) .. ")[") }
+    content:extend(element.content)
+    content:insert(typst("]"))
+    return content
+  elseif element.classes:includes("kbd") then
+    return pandoc.Inlines { pandoc.Code(pandoc.utils.stringify(element)) }
+  elseif element.classes:includes("caption") then
+    return element.content
   end
 end
 
-local function mathematics(math)
-  for _, command in ipairs(FORBIDDEN) do
-    if math.text:find(command, 1, true) then complain("%s converts wrongly in the formula %s", command, math.text) end
+local function alert(element)
+  local title = element.content[1]
+  if title and title.t == "Div" and title.classes:includes("title") then
+    local content = pandoc.Blocks { block_of("#alert["), pandoc.Para { pandoc.Strong(pandoc.utils.blocks_to_inlines(title.content)) } }
+    for i = 2, #element.content do content:insert(element.content[i]) end
+    content:insert(block_of("]"))
+    return content
   end
-  math.text = math.text:gsub("\\;", "\\ "):gsub("\\!", ""):gsub("\\|(.-)\\|", "\\lVert %1\\rVert ")
-  return math
 end
 
-local function raw(element)
-  if element.format == "typst" then return nil end
-  if element.text:match("^<!%-%-") then return {} end
-  complain("raw %s is dropped in the PDF, write markdown: %s", element.format, element.text:sub(1, 60))
+-- pandoc draws a bar of one stroke as one of two
+local function formula(math)
+  if not math.text:find("{vmatrix}", 1, true) then return nil end
+  local code = pandoc.write(pandoc.Pandoc { pandoc.Plain { math } }, "typst"):gsub("%s+$", "")
+  return typst((code:gsub('delim: "||"', 'delim: "|"')) .. ";")
 end
 
 -- @eq:a [@paper] is one Cite to pandoc: only its cross-references are replaced
@@ -113,29 +245,25 @@ local function reference(cite)
   for i, citation in ipairs(cite.citations) do
     local is_label = KINDS[citation.id:match("^(%a+):")]
     if i > 1 and (is_label or own) then result:insert(is_label and pandoc.Str(", ") or pandoc.Space()) end
-    if is_label then
-      if not labels[citation.id] then complain("undefined reference @%s", citation.id) end
+    if is_label and not strict and type(labels[citation.id]) == "string" then
+      result:insert(pandoc.Link(labels[citation.id], "#" .. citation.id))  -- headings have no numbers there
+    elseif is_label and labels[citation.id] then
       result:insert(typst("#ref(<" .. citation.id .. ">)"))
-      own = true
+    elseif is_label then
+      if strict then complain("undefined reference @%s", citation.id) end
+      result:insert(pandoc.Str("@" .. citation.id))
     else
       result:insert(pandoc.Cite({ pandoc.Str("@" .. citation.id) }, { citation }))
     end
+    own = own or is_label
   end
   return own and result or nil
 end
 
 return {
   { Pandoc = sections },
-  {
-    Inlines = inlines_of,
-    Header = define,
-    Table = table_of,
-    Figure = define,
-    Image = image,
-    CodeBlock = listing,
-    Math = mathematics,
-    RawBlock = raw,
-    RawInline = raw,
-  },
+  { Div = alert },
+  { Inlines = inlines_of, Header = define, Table = table_of, Figure = define, CodeBlock = listing, Span = span },
+  { Math = formula },
   { Cite = reference },
 }

@@ -1,0 +1,148 @@
+"""Formulas as JupyterLab finds them in Markdown, in the TeX that pandoc and typst are known to draw right."""
+
+import re
+from pathlib import Path
+
+# JupyterLab's own: the delimiters of mathematics, braces, ends of paragraphs, and what looks like a stored formula
+SPLIT = re.compile(r"(\$\$?|\\(?:begin|end)\{[a-z]*\*?\}|\\[{}$]|[{}]|(?:\n\s*)+|@@\d+@@|\\\\[()\[\]])", re.I)
+FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[^`\n]*\n.*?(?:^ {0,3}\2[`~]*[ ]*$|\Z)", re.M | re.S)
+CODE = re.compile(r"(?<![\\`])(`+)(?!`)(?:(?!\n\s*\n).)*?(?<!`)\1(?!`)", re.S)
+CLOSE = {"$": "$", "$$": "$$", r"\\(": r"\\)", r"\\[": r"\\]"}
+
+
+def _names(file: str) -> set[str]:
+    return set((Path(__file__).parent / "layout" / file).read_text(encoding="utf-8").split())
+
+
+# each was seen in a PDF as the sign that matplotlib's table has for it, and a test looks again
+SYMBOLS = _names("symbols.txt")
+SEEN = _names("commands.txt")  # what these do was looked at on a page
+SIGNS = {"\\" + sign for sign in "{},:%#_$\\ "}
+ENVIRONMENTS = {"cases", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "aligned", "gathered", "split"}
+DISPLAYS = {"equation": "", "align": "aligned", "gather": "gathered", "eqnarray": "aligned", "multline": "gathered"}
+
+
+def remove(text: str) -> tuple[str, list[str]]:
+    """Markdown whose formulas are replaced by @@0@@, @@1@@ ..., and these formulas: JupyterLab's removeMath, so that
+    no Markdown is read within a formula, and no formula within code."""
+
+    def hide(match):
+        return match[0].replace("$", "\ue000").replace("\\", "\ue001")
+
+    def show(part):
+        return part.replace("\ue000", "$").replace("\ue001", "\\")
+
+    text = CODE.sub(hide, FENCE.sub(hide, re.sub("\r\n?", "\n", text)))
+    blocks, math = SPLIT.split(text), []
+    start, end, last, braces, i = None, "", None, 0, 1
+
+    def store(first, final):
+        math.append(show("".join(blocks[first : final + 1])))
+        blocks[first : final + 1] = [f"@@{len(math) - 1}@@", *[""] * (final - first)]
+
+    while i < len(blocks):
+        block = blocks[i]
+        if re.fullmatch(r"@@\d+@@", block):
+            store(i, i)
+        elif start is not None and block == end and not braces:
+            store(start, i)
+            start = last = None
+        elif start is not None and block == end:
+            last = i
+        elif start is not None and block.count("\n") > 1:  # a formula ends with its paragraph
+            if last is not None:
+                store(start, i := last)
+            start, last, braces = None, None, 0
+        elif start is not None and block in "{}":
+            braces = max(0, braces + (1 if block == "{" else -1))
+        elif start is None and block in CLOSE:
+            start, end, braces = i, CLOSE[block], 0
+        elif start is None and block.startswith(r"\begin"):
+            start, end, braces = i, r"\end" + block[6:], 0
+        i += 2
+    if start is not None and last is not None:
+        store(start, last)
+    return show("".join(blocks)), math
+
+
+def formula(source: str, macros: dict[str, tuple[int, str]]) -> dict:
+    """A formula with its delimiters as {text, display, tag, source}; display for a line of its own, text "" for mere
+    definitions, which go into macros (name: number of arguments, body). Raises ValueError for what is not known to be
+    drawn right."""
+    display = source.startswith(("$$", r"\\[", r"\begin"))
+    text = source
+    for opening, closing in CLOSE.items():
+        if source.startswith(opening) and source.endswith(closing) and opening != r"\begin":
+            text = source[len(opening) : -len(closing)]
+    if source.startswith("$$"):
+        text = source[2:-2]
+    if (wide := re.fullmatch(r"\s*\\displaystyle\b(.*)", text, re.S)) and not display:
+        text, display = wide[1], True
+    text = _expand(_define(re.sub(r"(?<!\\)%.*", "", text), macros), macros).strip()
+    tag = re.search(r"\\tag\*?\{(.*?)\}", text)
+    text = re.sub(r"\\tag\*?\{.*?\}|\\label\{.*?\}|\\no(?:number|tag)\b|\\(?:display|text)style\b", "", text).strip()
+    outer = re.fullmatch(r"\\begin\{(\w+)(\*?)\}(.*)\\end\{\1\2\}", text, re.S)
+    if outer and outer[1] in DISPLAYS and display:
+        inner = DISPLAYS[outer[1]]
+        text = f"\\begin{{{inner}}}{outer[3]}\\end{{{inner}}}" if inner else outer[3].strip()
+    text = re.sub(r"\\(?:big|Big|bigg|Bigg)[lrm]?(?=\s*(?:[(\[|/)\].]|\\[{}|]|\\[lr]))\s*", "", text)
+    text = re.sub(r"\{\\(rm|bf|it|cal|sf|tt)\b\s*([^{}]*)\}", lambda m: rf"\math{m[1]}{{{m[2]}}}", text)
+    text = re.sub(r"\\;", r"\\ ", re.sub(r"\\!", "", text))
+    text = re.sub(r"\\\|(.+?)\\\|", r"\\lVert \1\\rVert ", text)
+    if len(re.findall(r"(?<!\\)(?<!left)(?<!right)\|", text)) == 2:  # with one bar or three its sides are not known
+        text = re.sub(r"(?<!\\)(?<!left)(?<!right)\|([^|]+)\|", r"\\lvert \1\\rvert ", text)
+    _check(text, display, source)
+    return {"text": text, "display": display, "tag": tag[1] if tag else "", "source": source}
+
+
+def _define(text: str, macros: dict) -> str:
+    """text without its \\newcommand and the like, which are added to macros."""
+    form = (
+        r"\\(newcommand|renewcommand|providecommand|DeclareMathOperator|def)\*?\s*\{?\\([A-Za-z]+)\}?\s*(?:\[(\d)\])?"
+    )
+    while found := re.search(form + r"(?:#\d)*\s*\{", text):
+        depth, end = 1, found.end()
+        while depth and end < len(text):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        body = text[found.end() : end - 1]
+        count = int(found[3] or len(re.findall(r"#\d", found[0])))
+        macros[found[2]] = count, rf"\operatorname{{{body}}}" if found[1] == "DeclareMathOperator" else body
+        text = text[: found.start()] + text[end:]
+    return text
+
+
+def _expand(text: str, macros: dict) -> str:
+    for _ in range(20 if macros else 0):  # a macro may use others, and must not use itself for ever
+        name = next((n for n in macros if re.search(rf"\\{n}(?![A-Za-z])", text)), None)
+        if name is None:
+            break
+        count, body = macros[name]
+        found = re.search(rf"\\{name}(?![A-Za-z])" + r"\s*(?:\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(\w))" * count, text)
+        if not found:
+            break
+        given = [a or b or "" for a, b in zip(found.groups()[::2], found.groups()[1::2], strict=True)]
+        for number, argument in enumerate(given, 1):
+            body = body.replace(f"#{number}", argument)
+        text = f"{text[: found.start()]}{{{body}}}{text[found.end() :]}"
+    return text
+
+
+def _check(text: str, display: bool, source: str) -> None:
+    where = f"the formula {' '.join(source.split())[:80]}"
+    for command in re.findall(r"\\(?:[A-Za-z]+\*?|.)", text, re.S):
+        name = command[1:].rstrip("*")
+        known = command in SIGNS or (name in SYMBOLS | SEEN and not command.endswith("*"))
+        if command == r"\limits" and display:
+            continue
+        if not known:
+            raise ValueError(f"{command} converts wrongly, or is not known to convert right, in {where}")
+    for name in re.findall(r"\\begin\{(.*?)\}", text):
+        if name not in ENVIRONMENTS:
+            raise ValueError(f"the environment {name} is not known to convert right in {where}")
+    if re.search(r"\\(left|right)\s*\.", text):
+        raise ValueError(f"\\left. and \\right. convert wrongly in {where}")
+    if re.search(r"(?<!_\{)\\substack", text):
+        raise ValueError(f"\\substack converts right only below a sign, in {where}")
+    if r"\\" in text and r"\begin" not in text and r"\substack" not in text:
+        raise ValueError(f"a line break converts only within an environment such as aligned, in {where}")

@@ -1,0 +1,341 @@
+# ruff: noqa: E501, RUF001
+"""Any notebook as a PDF: a table of small inputs and what is on the page, or what is said of them."""
+
+import base64
+import io
+import logging
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pypandoc
+import pytest
+import typst
+from matplotlib._mathtext_data import tex2uni
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+from PIL import Image
+from pypdf import PdfReader
+
+from report import cells, formulas, pdf
+
+ROOT = Path(__file__).resolve().parent.parent
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"><text x="2" y="15">in the svg</text></svg>'
+
+
+def encoded(kind="PNG", size=(30, 20), mode="RGB"):
+    file = io.BytesIO()
+    Image.new(mode, size, "red" if mode == "RGB" else 0).save(file, kind)
+    return file.getvalue()
+
+
+def shown(*outputs, source="x", **metadata):
+    return new_code_cell(source, outputs=list(outputs), metadata=metadata)
+
+
+def data(**kinds):
+    """A display_data whose kinds are written image_png for image/png; bytes are encoded."""
+    kinds = {
+        kind.replace("__", "-").replace("_", "/", 1): base64.b64encode(one).decode() if isinstance(one, bytes) else one
+        for kind, one in kinds.items()
+    }
+    return new_output("display_data", kinds)
+
+
+def stream(text, name="stdout"):
+    return new_output("stream", name=name, text=text)
+
+
+def wide(columns, cell="0.123456789"):
+    names = [f"column_{i}" for i in range(columns)]
+    return "\n".join("|" + "|".join(row) + "|" for row in (names, ["---"] * columns, [cell] * columns))
+
+
+PLOTLY = {"application/vnd.plotly.v1+json": {"data": []}}
+# name: the cells, what the page shows (a regular expression, or several) and what is said; - before a pattern: not shown
+INPUTS = {
+    # Markdown as JupyterLab reads it
+    "emphasis": ("**bold** _it_ ~~old~~ `code`", "bold it old code", ""),
+    "table below a sentence": ("Accuracy:\n| head | acc |\n|---|---|\n| ArcFace | 99 |", ["Accuracy: head acc ArcFace 99", "-\\|"], ""),
+    "table below two lines": ("One\ntwo:\n| head | acc |\n|---|---|\n| ArcFace | 99 |", ["two: head acc", "-\\|"], ""),
+    "table without outer pipes": ("head | acc\n---|---\nArcFace | 99", ["head acc ArcFace 99", "-\\|"], ""),
+    "pipes in a fence": ("```\n| a | b |\n|---|---|\n```", r"\| a \| b \| \|---\|---\|", ""),
+    "lists begin anew": (["1. one\n2. two", "1. first\n2. second"], "1. one 2. two 1. first 2. second", ""),
+    "a list from 3": ("3. three\n4. four", "3. three 4. four", ""),
+    "list below a sentence": ("Goals:\n- a\n- b", "Goals: • a • b", ""),
+    "task list": ("- [ ] open\n- [x] done", ["☐ open", "☒ done|☑ done"], ""),
+    "nested list": ("- a\n  - b\n    1. c", "• a . b 1. c", ""),
+    "an open fence": (["```\nopen", "Result is text", "```"], ["open Result is text"], ""),
+    "fence with a title": ('```text title="x"\nbody\n```', ["body", "-title"], ""),
+    "fence of a directive": ("```{code-cell}\nbody\n```", "body", ""),
+    "two notes of one name": (["a[^1]\n\n[^1]: first note", "b[^1]\n\n[^1]: second note"], "", ""),
+    "two links of one name": (["[one][1]\n\n[1]: https://a.org", "[two][1]\n\n[1]: https://b.org"], "one two", ""),
+    "hyphens": ("Run with --full and --jobs 4, a -- b", "Run with --full and --jobs 4, a -- b", ""),
+    "quotes": ("\"quoted\" and it's", "\"quoted\" and it's", ""),
+    "at a name": ("Use @property here, mail a@b.org [@nobody2020] @fig:none", "Use @property here, mail a@b.org \\[@nobody2020\\] @fig:none", ""),
+    "less and greater": ("If a<b and c>d", "If a<b and c>d", ""),
+    "no element": ("Dict<str> and <your name>", "Dict<str> and <your name>", ""),
+    "backslashes": ("C:\\Users\\name", r"C:\\Users\\name", ""),
+    "what only pandoc reads": ("x^2^ ~a~ ^[no note] (@) A. item", r"x\^2\^ ~?a~? \^\[no note\] \(@\) A. item", ""),
+    "braces": ("a {x} b {.y} {#z", r"a \{x\} b \{.y\} \{#z", ""),
+    "alert": ("> [!NOTE]\n> Mind this.", "Note Mind this.", ""),
+    "quote": ("> said\n> so", "said so", ""),
+    "rule": ("above\n\n---\n\nbelow", "above below", ""),
+    "line break": ("one  \ntwo\\\nthree", "one two three", ""),
+    "entities": ("&alpha; &lt;b&gt; &copy;", "α <b> ©", ""),
+    "html": ("<b>bold</b> and H<sub>2</sub>O<br>new <kbd>Ctrl</kbd>", "bold and H ?2 ?O new Ctrl", ""),
+    "html with markdown": ('<div align="center">\n\n**inner** $x^2$\n\n</div>', "inner x ?2", ""),
+    "html table": ("<table><tr><th>h</th></tr><tr><td>cell</td></tr></table>", "h cell", ""),
+    "details": ("<details><summary>More</summary>\n\nhidden text\n\n</details>", "More hidden text", ""),
+    "comment": ("a <!-- not seen --> b", ["a b", "-seen"], ""),
+    "script in markdown": ("before <script>x</script> after", "before", "<script> cannot be shown"),
+    "iframe in markdown": ('<iframe src="x"></iframe>\n\nafter', "after", "<iframe> cannot be shown"),
+    "a link to a heading": ("[there](#BEGIN-emphasis-HERE)", "there", ""),
+    "a link to nothing": ("[there](#nowhere)", "there", "the link #nowhere leads to no heading"),
+    "bare address": ("see https://example.org/a_b_c", "see https://example.org/a_b_c", ""),
+    "typst's own signs": ("a #let x = 1 * _ @ $ [b] \\# // c /* d */ = e", r"a #let x = 1 \* _ @ \$ \[b\] # // c /\* d \*/ = e", ""),
+    # mathematics
+    "dollars with spaces": ("Here $ x + y $.", "Here x ?\\+ ?y.", ""),
+    "backslash parentheses": ("Here \\\\(a+b\\\\) and \\\\[z=1\\\\]", ["Here a ?\\+ ?b and", "-\\\\"], ""),
+    "an environment": ("\\begin{align}\na &= b \\\\\n c &= d\n\\end{align}", "a ?= ?b c ?= ?d", ""),
+    "an equation": ("\\begin{equation}\na = b\n\\end{equation}", "a ?= ?b", ""),
+    "a pipe in a table's formula": ("| a | b |\n|---|---|\n| $|x|$ | 2 |", "a b \\| ?x ?\\| 2", ""),
+    "underscores in a formula": ("$a_1 b_2$ and $c_1*d_2*e$", "-[*_]", ""),
+    "no formula in code": ("`$x$` and\n\n```\n$y$\n```", r"\$x\$ and \$y\$", ""),
+    "escaped dollars": ("costs \\$5 and \\$6", r"costs \$5 and \$6", ""),
+    "an ampersand": ("$$a \\& b$$", r"\\&", "\\& converts wrongly"),
+    "union": ("$$\\bigcup_i A_i$$", ["⋃", "-bigcup"], ""),
+    "big": ("$$\\big( a \\big)$$", ["\\(a\\)", "-big"], ""),
+    "macro in the next cell": (["$\\newcommand{\\R}{\\mathbb R}$", "$x \\in \\R$"], ["x ?∈ ?R", "-newcommand"], ""),
+    "macro with an argument": ("$\\def\\norm#1{\\lVert #1 \\rVert}\\norm{v}$", ["∥ ?v ?∥|‖ ?v ?‖", "-norm"], ""),
+    "tag": ("$$a = b \\tag{7}$$", ["a ?= ?b \\(7\\)", "-tag"], ""),
+    "old fonts": ("${\\rm x} {\\bf y}$", ["x ?y", "-rm|bf"], ""),
+    "colour": ("$\\color{red}{x}$", "color", "\\color converts wrongly"),
+    "one-sided bar": ("$$\\left.f\\right|_0$$", "left", "\\left. and \\right."),
+    "no command": ("$\\notacommand x$", "notacommand", "\\notacommand converts wrongly"),
+    "unbalanced": ("$$\\frac{a}{b$$ text", "frac", "pandoc cannot convert"),
+    "too wide": ("$$" + " + ".join(["x"] * 90) + "$$", "x", ""),
+    # pictures in Markdown
+    "two pictures": ("![cap one](a.png) ![cap two](b.png)", ["Figure \\d+. cap one", "Figure \\d+. cap two"], ""),
+    "picture in a sentence": ("Text ![the cap](a.png) text.", "Text \\(the cap\\) text.", ""),
+    "picture above its text": ("![above](a.png)\nText directly below.", ["Figure \\d+. above", "Text directly below."], ""),
+    "picture in a list": ("- item\n- ![in list](a.png)", "Figure \\d+. in list", ""),
+    "picture in a table": ("| a | b |\n|---|---|\n| ![in table](a.png) | 2 |", "in table", ""),
+    "linked picture": ("[![linked](a.png)](https://x.org)", "Figure \\d+. linked", ""),
+    "html picture": ('<img src="a.png" width="900" alt="by html">', "by html", ""),
+    "a name with blanks": ("![blank](<a b.png>) ![twenty](a%20b.png)", ["blank", "twenty"], ""),
+    "a query behind the name": ("![raw](a.png?raw=true)", "raw", ""),
+    "a picture that is cut": ("![cut](cut.png)", "cut", "image cut.png cannot be read"),
+    "an empty picture": ("![empty](empty.png)", "empty", "image empty.png cannot be read (it is empty)"),
+    "a page of errors as a picture": ("![page](page.png)", "page", "image page.png cannot be read"),
+    "a JPEG called png": ("![jpeg](jpeg.png)", "Figure \\d+. jpeg", ""),
+    "bmp and tiff": ("![bmp](x.bmp)\n\n![tiff](x.tiff)", ["bmp", "tiff"], ""),
+    "svg": ("![vector](x.svg)", ["vector", "in the svg"], ""),
+    "svg of html": ("![foreign](foreign.svg)", "foreign", "HTML within the SVG"),
+    "pdf": ("![a page](x.pdf)", "Figure \\d+. a page", ""),
+    "data address": (f"![data](data:image/png;base64,{base64.b64encode(encoded()).decode()})", "Figure \\d+. data", ""),
+    "no picture": ("![gone](gone.png)", "gone", "image gone.png is missing: save it, or correct its name"),
+    "attachment": (new_markdown_cell("![image.png](attachment:image.png)", attachments={"image.png": {"image/png": base64.b64encode(encoded()).decode()}}), "-image.png", ""),
+    # outputs
+    "png output": (shown(data(image_png=encoded(), text_plain="<Figure>")), "-<Figure>", ""),
+    "jpeg output": (shown(data(image_jpeg=encoded("JPEG"), text_plain="<Figure>")), "-<Figure>", ""),
+    "svg output": (shown(data(**{"image_svg+xml": SVG}, text_plain="<Figure>")), ["in the svg", "-<Figure>"], ""),
+    "latex output": (shown(data(text_latex="$\\displaystyle \\frac{1}{2}$", text_plain="1/2")), ["1 2", "-1/2"], ""),
+    "dataframe": (shown(data(text_html="<style scoped>x</style><table><tr><th></th><th>acc</th></tr><tr><th>0</th><td>a &lt; b</td></tr></table>", text_plain="plain")), ["acc 0 a < b", "-plain"], ""),
+    "markdown output": (shown(data(text_markdown="a **computed** line", text_plain="<Markdown>")), ["a computed line", "-<Markdown>"], ""),
+    "json output": (shown(data(application_json={"key": 1}, text_plain="<JSON>")), ['"key": 1', "-<JSON>"], ""),
+    "plotly": (shown(new_output("display_data", PLOTLY)), "Not shown here: application/vnd.plotly", "plotly.v1\\+json is shown by a browser alone"),
+    "plotly's script": (shown(new_output("display_data", {**PLOTLY, "text/html": "<div>plotly</div><script>1</script>"})), "Not shown here", "shown by a browser alone"),
+    "altair": (shown(new_output("display_data", {"application/vnd.vegalite.v5+json": {}, "text/plain": "alt.Chart(...)"})), "Not shown here: .*alt.Chart", "vegalite"),
+    "widget": (shown(new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IntSlider(value=0)"})), "Not shown here: .*IntSlider", "widget-view"),
+    "javascript": (shown(data(application_javascript="alert(1)", text_plain="<Javascript>")), "Not shown here", "javascript"),
+    "plain": (shown(new_output("execute_result", {"text/plain": "array([1, 2])"}, execution_count=1)), "array\\(\\[1, 2\\]\\)", ""),
+    "error": (shown(new_output("error", ename="E", evalue="v", traceback=["\x1b[31mTraceback\x1b[0m", "E: v"])), "Traceback E: v", ""),
+    "colours": (shown(stream("\x1b[31mred\x1b[0m text\n")), ["red text", "-31m"], ""),
+    "progress": (shown(stream("10%\r20%\r"), stream("100%\n")), ["100%", "-10%|20%"], ""),
+    "stderr": (shown(stream("warned\n", "stderr")), "warned", ""),
+    "a long line": (shown(stream("7" * 300)), "(7\\s?){300}", ""),
+    # cells
+    "raw": (new_raw_cell("as *it* is"), "as \\*it\\* is", ""),
+    "raw markdown": (new_raw_cell("as **bold**", metadata={"format": "text/markdown"}), "as bold", ""),
+    "raw latex": (new_raw_cell("\\clearpage", metadata={"format": "text/latex"}), "clearpage", "a raw cell of text/latex"),
+    "remove-input": (shown(stream("kept"), source="gone()", tags=["remove-input"]), ["kept", "-gone"], ""),
+    "Hide_Input": (shown(stream("kept"), source="gone()", tags=["Hide_Input"]), ["kept", "-gone"], ""),
+    "remove-output": (shown(stream("gone"), source="kept()", tags=["remove_output"]), ["kept", "-gone"], ""),
+    "hide-output": (shown(stream("gone"), source="kept()", tags=["hide-output"]), ["kept", "-gone"], ""),
+    "remove-cell": (shown(stream("gone"), tags=["remove-cell"]), "-gone", ""),
+    "collapsed": (shown(stream("kept"), source="gone()", jupyter={"source_hidden": True}), ["kept", "-gone"], ""),
+    # the page
+    "a symbol": ("ArcFace ✅ converges", "✅|white heavy check mark", "no font here shows '✅'"),
+    "a long word": ("w" * 300, "(w\\s?){300}", ""),
+    "a long address": ("https://x.org/" + "a" * 200, "", ""),
+    "long code in a line": ("`" + "c" * 250 + "`", "(c\\s?){250}", ""),
+    "a wide table": (wide(14), "column_13", ""),
+    "control signs": ("a\x0cb", "a ?b", ""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    path = tmp_path_factory.mktemp("any") / "my: notes ü"
+    path.mkdir()
+    for name in ("a.png", "b.png", "a b.png"):
+        (path / name).write_bytes(encoded())
+    (path / "cut.png").write_bytes(encoded(size=(200, 200))[:200])
+    (path / "empty.png").write_bytes(b"")
+    (path / "page.png").write_bytes(b"<!DOCTYPE html><p>404</p>")
+    (path / "jpeg.png").write_bytes(encoded("JPEG"))
+    (path / "x.bmp").write_bytes(encoded("BMP"))
+    (path / "x.tiff").write_bytes(encoded("TIFF"))
+    (path / "x.svg").write_text(SVG)
+    (path / "foreign.svg").write_text(SVG.replace("<text", "<foreignObject/><text"))
+    (path / "page.typ").write_text("#set page(width: 80pt, height: 40pt)\nA page")
+    (path / "x.pdf").write_bytes(typst.Compiler(str(path / "page.typ")).compile(format="pdf"))
+    return path
+
+
+class Said(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def exported(cells, home, metadata=None, **options):
+    """The PDF of cells: its text, its reader, and what was said of them."""
+    cells = [new_markdown_cell(one) if isinstance(one, str) else one for one in cells]
+    notebook = new_notebook(cells=cells, metadata=metadata or {})
+    said, exporter = Said(), pdf.ReportExporter(**options)
+    exporter.log = logging.Logger("export")
+    exporter.log.addHandler(said)
+    content = exporter.from_notebook_node(notebook, {"metadata": {"path": str(home), "name": "any"}})[0]
+    reader = PdfReader(io.BytesIO(content))
+    text = " ".join(unicodedata.normalize("NFKC", " ".join(page.extract_text() for page in reader.pages)).split())
+    return SimpleNamespace(text=text.replace("\u200b", ""), reader=reader, said=said.lines, content=content)
+
+
+@pytest.fixture(scope="module")
+def table(home):
+    """All inputs in one PDF, each between two headings."""
+    cells, places = ["# Inputs"], {}
+    for name, (given, _, _) in INPUTS.items():
+        cells.append(f"## BEGIN {name} HERE")
+        given = given if isinstance(given, list) else [given]
+        for one in given:
+            cells.append(one)
+            places[len(cells)] = name
+    cells.append("## BEGIN the end")
+    made = exported(cells, home)
+    said = {}
+    for message in made.said:
+        cell = re.match(r"any: cell (\d+), section .BEGIN .*? HERE.: (.*)", message)
+        said.setdefault(places[int(cell[1])] if cell else "", []).append(cell[2] if cell else message)
+    return made, said
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_input_is_shown_or_named(table, name):
+    made, said = table
+    _, patterns, cause = INPUTS[name]
+    body = re.sub(r"\d+ / \d+ Inputs ", "", made.text.split(f"BEGIN {name} HERE")[-1].split("BEGIN ")[0])
+    if "open fence" not in name:
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            wanted, pattern = not pattern.startswith("-"), pattern.removeprefix("-")
+            assert bool(re.search(pattern, body)) == wanted, (pattern, body)
+    messages = said.get(name, [])
+    assert len(messages) == bool(cause), messages
+    assert not cause or re.search(cause if "+" in cause else re.escape(cause), messages[0])
+    assert not any("\n" in message for message in messages)
+
+
+def test_nothing_is_said_of_the_whole(table):
+    assert "" not in table[1]
+    assert len(INPUTS) >= 80
+
+
+def test_chapters_of_level_one_are_kept(home):
+    made = exported(["# Introduction\n\nText A.", "# Method\n\nText B."], home)
+    assert made.text.count("Introduction") >= 2 and made.text.count("Method") >= 2  # in the contents and above its text
+    assert [str(entry.title) for entry in made.reader.outline] == ["Introduction", "Method"]
+
+
+def test_title_author_and_date_are_the_notebooks(home):
+    raw = new_raw_cell('---\ntitle: "My report"\nauthor: Ada\ndate: 2026-01-31\n---')
+    made = exported([raw, "# Heading\n\ntext"], home)
+    assert made.text.startswith("My report Ada 31 January 2026") and "title:" not in made.text
+    assert made.reader.metadata.author == "Ada" and "Heading" in made.text
+    made = exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]})
+    assert made.text.startswith("Heading") and "Ada, Bob" in made.text
+    assert (
+        made.content
+        == exported(["# Heading $x$\n\ntext"], home, {"authors": [{"name": "Ada"}, {"name": "Bob"}]}).content
+    )
+    assert exported([], home).text.startswith("any")
+
+
+def test_nbconverts_switches_are_honoured(home):
+    code = shown(stream("printed"), source="code()")
+    assert "code()" not in exported([code], home, exclude_input=True).text
+    assert "printed" not in exported([code], home, exclude_output=True).text
+    assert "prose" not in exported([code, "prose"], home, exclude_markdown=True).text
+    assert "code()" in exported([code], home).text
+
+
+@pytest.mark.parametrize(
+    "name", ["plotly", "error", "png output", "a picture that is cut", "colour", "html", "a wide table"]
+)
+def test_the_report_fails_where_the_page_would_have_a_hole(home, name):
+    given = INPUTS[name][0]
+    with pytest.raises(ValueError, match=r"^report: ") as error:
+        shutil.copy(ROOT / "report" / "metadata.yml", home)
+        shutil.copy(ROOT / "report" / "references.bib", home)
+        try:
+            exported(["# T\n\n## Section", *(given if isinstance(given, list) else [given])], home, strict=True)
+        finally:
+            (home / "metadata.yml").unlink()
+            (home / "references.bib").unlink()
+    assert "\n" not in str(error.value)
+    assert "cell 2, section 'Section'" in str(error.value) or "page" in str(error.value)
+
+
+def test_symbols_are_seen_as_what_they_mean(tmp_path):
+    """Each symbol taken for known, set by pandoc and typst, comes out as the sign that matplotlib has for it."""
+    names = sorted(formulas.SYMBOLS)
+    source = pypandoc.convert_text("\n\n".join(f"$\\{name}$" for name in names), "typst", "markdown").split("\n\n")
+    (tmp_path / "s.typ").write_text(
+        "#set page(width: 99pt, height: 40pt)\n" + "#pagebreak()\n".join(f"{s.strip()}\n" for s in source if s.strip())
+    )
+    made = typst.Compiler(str(tmp_path / "s.typ"), ignore_system_fonts=True).compile(format="pdf")
+    pages = PdfReader(io.BytesIO(made)).pages
+    assert len(pages) == len(names) > 400
+
+    def plain(text):
+        return unicodedata.normalize("NFKC", text).strip()
+
+    wrong = [
+        name for name, page in zip(names, pages, strict=True) if plain(page.extract_text()) != plain(chr(tex2uni[name]))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "$\\left.x\\right)$",
+        "$a \\\\ b$",
+        "$\\substack{a\\\\b}$",
+        "$\\begin{array}{c}a\\end{array}$",
+        "$\\operatorname*{x}_y$",
+    ],
+)
+def test_a_formula_not_known_to_convert_is_refused(source):
+    with pytest.raises(ValueError, match="the formula"):
+        formulas.formula(source, {})
+
+
+def test_terminal():
+    assert cells.terminal("100%\r 9%\nab\bc\x1b]0;t\x07!\r\n") == " 9%%\nac!\n"
+    assert cells.terminal("\x1b[1;31mred\x1b[0m") == "red"
