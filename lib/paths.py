@@ -38,4 +38,5 @@ def write(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror}): free space or make it writable") from None
     finally:
-        part.exists() and part.unlink()  # in a read-only folder there is none to delete
+        if part.exists():  # in a read-only folder there is none to delete
+            part.unlink()

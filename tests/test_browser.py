@@ -86,8 +86,9 @@ def browser(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chromium")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1000,900"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder}", "--remote-allow-origins=*"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([CHROMIUM, *options, "about:blank"], **quiet) as process:
+    with subprocess.Popen(
+        [CHROMIUM, *options, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             file = folder / "DevToolsActivePort"
             for _ in range(600):

@@ -128,7 +128,9 @@ BAD_FOLDERS = {
     "not an image": (lambda p: spoil(pictures(p, a=9, b=9), "a/00.png", b"hello"), "1 unreadable images.*a/00.png"),
     "empty file": (lambda p: spoil(pictures(p, a=9, b=9), "b/03.png", b""), "b/03.png: replace or delete them"),
     "torn header": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 20"), "1 unreadable.*a/x.ppm"),
-    "no image in a class": (lambda p: spoil(pictures(p, a=9, b=0), "b/notes.txt", b"hi"), "class b holds no image .*no image: 1"),
+    "no image in a class": (
+        lambda p: spoil(pictures(p, a=9, b=0), "b/notes.txt", b"hi"), "class b holds no image .*no image: 1",
+    ),
     "a folder of splits": (lambda p: pictures(p, train=9, test=9), "is split into test, train, not into classes: name"),
     "broken chunk": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.png", broken_png()), "1 unreadable images.*a/x.png"),
     "a bomb": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 99999 99999 255\n"), "1 unreadable.*a/x.ppm"),
