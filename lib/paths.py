@@ -38,4 +38,4 @@ def write(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror}): free space or make it writable") from None
     finally:
-        part.exists() and part.unlink()  # in a read-only folder there is none to delete
+        part.exists() and part.unlink()  # type: ignore[func-returns-value]  # a read-only folder has none
