@@ -265,11 +265,6 @@ def test_what_is_no_folder_of_images_is_refused_at_once(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds more than 3 files"):
         load(tmp_path)
 
-    (
-        "name",
-        ["@home", "<b>", "![x](y)", "$1", "5$", "_background_", "a|b", "1. one", "# top", "`c`"],
-    )
-
 
 @pytest.mark.parametrize(
     "name", ["@home", "<b>", "![x](y)", "$1", "5$", "_background_", "a|b", "1. one", "# top", "`c`"]
