@@ -40,6 +40,18 @@ class Receipt:
         return "\n".join(lines)
 
 
+def for_markdown(name: str) -> str:
+    """The name of a class or folder as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+.!$@|~^&-])", r"\\\1", " ".join(name.split()))
+
+
+def for_figure(name: str, longest: int = 24) -> str:
+    """The same for a figure: matplotlib reads mathematics between dollars and hides a legend's entry of _name."""
+    name = " ".join(name.split())
+    name = name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return re.sub(r"^_", "\u200a_", name.replace("$", r"\$"))
+
+
 def find(name: str | Path) -> tuple[Path, int] | None:
     """The folder that a name means and the side of its images in pixels: 32, or 48 for "folder@48". None if there is
     no such folder."""
@@ -69,7 +81,7 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
     left: dict[str, list[str]] = {}
     images, labels, broken, sizes = [], [], [], []
     seen: dict[bytes, str] = {}
-    receipt = Receipt(str(path))
+    receipt = Receipt(path.resolve().name)
     for label, name in enumerate(classes):
         for file in _files(path / name, path, left):
             short = str(file.relative_to(path))

@@ -298,7 +298,7 @@ def test_the_report_fails_where_the_page_would_have_a_hole(home, name):
             (home / "metadata.yml").unlink()
             (home / "references.bib").unlink()
     assert "\n" not in str(error.value)
-    assert "cell 2, section 'Section'" in str(error.value) or "page" in str(error.value)
+    assert "cell 2, section 'Section'" in str(error.value) or "the page" in str(error.value)
 
 
 def test_symbols_are_seen_as_what_they_mean(tmp_path):

@@ -188,6 +188,11 @@ local function table_of(block)
   define(block)
   local rows = 0
   for _, body in ipairs(block.bodies) do rows = rows + #body.body end
+  if strict and (block.attributes.dashes or "") == "" then
+    local sum = 0
+    for _, width in ipairs((widths(block))) do sum = sum + width end
+    if sum > ROOM / 0.7 then complain("a table of %d columns is wider than the page: split it", #block.colspecs) end
+  end
   local fit = not strict and fitted(block) or pandoc.Blocks { shared(block) }
   if rows <= 30 then return fit end
   fit:insert(1, block_of("#[\n#show figure.where(kind: table): set figure(placement: none)"
