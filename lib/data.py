@@ -18,6 +18,7 @@ from lib.sets.files import fetch
 
 VAL_SIZE = 5000
 
+
 @dataclass(frozen=True)
 class Split:
     """images uint8 (N, channels, H, W) and labels int64 (N,) on one device."""

@@ -391,12 +391,16 @@ class AdaLoss(Head):
         mean = total / count.clamp_min(1)
         self.d.lerp_(mean, self.rate * (count > 0).to(self.d.dtype))  # absent classes keep theirs
 
-    @property
-    def margins(self) -> Tensor:
-        """The margin m_c of every class now, (C,), in radians."""
+    def earned(self) -> Tensor:
+        """The margin m_c that the difficulty of every class earns it, (C,), in radians."""
         (d,) = self._precise(self.d)
         relative = d / d.mean().clamp_min(1e-12)
         return (self.m * self.margin_scale * relative**self.gamma).clamp(self.m_min, self.m_max)
+
+    @property
+    def margins(self) -> Tensor:
+        """The margin m_c of every class now, (C,), in radians."""
+        return self.earned()
 
     def target(self, cos_y: Tensor, y: Tensor, norm: Tensor) -> Tensor:
         return psi(angle(cos_y) + self.margins[y])

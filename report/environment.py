@@ -17,13 +17,15 @@ from lib import paths
 
 # pyproject.toml's groups, with the modules that their packages are imported as
 GROUPS = {
-    "report": ("IPython", "matplotlib", "nbclient", "nbconvert", "pypandoc", "tqdm", "typst", "yaml"),
+    "report": (
+        "IPython", "matplotlib", "nbclient", "nbconvert", "numpy", "PIL", "pypandoc", "pypdf", "tqdm", "typst", "yaml",
+    ),
     "study": (
         "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "tabulate", "matplotlib", "PIL", "seaborn",
         "joblib", "pytorch_metric_learning", "filelock", "tqdm",
     ),
     "notebooks": ("ipykernel", "ipywidgets", "jupyterlab"),
-    "dev": ("codespell_lib", "distributed", "hypothesis", "mypy", "pypdf", "pytest", "xdist", "ruff"),
+    "dev": ("codespell_lib", "distributed", "hypothesis", "mypy", "pypdf", "pytest", "xdist", "ruff", "websocket"),
 }  # fmt: skip
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 

@@ -353,7 +353,7 @@ def plans():
 def test_smoke_keeps_a_part_of_every_plan(plans):
     for name, (whole, small) in plans.items():
         seeds, kept = ({run.seed for run in plan} for plan in (whole, small))
-        assert kept <= seeds and len(kept) == min(2, len(seeds)), name
+        assert kept <= seeds and len(kept) == min(1 if hasattr(small[0], "trial") else 2, len(seeds)), name
         assert {run.epochs for run in small} == {1} and {run.train_size for run in small} == {128}
         assert {(run.data, type(run)) for run in small} == {(run.data, type(run)) for run in whole}, name
         if hasattr(small[0], "head"):

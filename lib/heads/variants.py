@@ -58,19 +58,11 @@ class GlobalAdaLoss(AbsoluteAdaLoss):
 
 class PermutedAdaLoss(AdaLoss):
     """AdaLoss whose margins go to the wrong classes: the same values at every step, so the same mean and spread, but
-    class c has the margin of another one. The permutation follows W's draws from torch's CPU generator, so a run's
-    seed fixes it; it has no fixed points, but for a single class."""
-
-    order: Tensor
-
-    def __init__(self, num_classes: int, embedding_dim: int, **constants: Any):
-        super().__init__(num_classes, embedding_dim, **constants)
-        cycle = torch.randperm(num_classes)  # every class gets the margin of the next one in it
-        self.register_buffer("order", torch.empty_like(cycle).scatter(0, cycle, cycle.roll(1)))
+    class c has the margin that the class C/2 places further on has earned."""
 
     @property
     def margins(self) -> Tensor:
-        return super().margins[self.order]
+        return self.earned().roll(len(self.d) // 2)
 
 
 class ScheduledMargin(Head):
