@@ -43,13 +43,24 @@ def default(data: str, head: str) -> runs.Config:
 
 
 def trials(data: str, full: bool = False) -> list[runs.Config]:
-    """All trials, the first ones of all losses first, then those of losses whose choice needed a wider range."""
+    """All trials, the first ones of all losses first."""
     by_loss = [search.trials(default(data, head)) for head in LOSSES]
     return [trial for same in zip(*by_loss, strict=True) for trial in same]
 
 
+def wider(data: str, full: bool = False) -> list[runs.Config]:
+    """Further trials of the losses whose best one lies at an end of a range. Raises Incomplete."""
+    planned, found = TRIALS[data].planned(), TRIALS[data].read()
+    more = [
+        search.wider(default(data, head), planned, found, MEASURE) for head in dict.fromkeys(r.head for r in planned)
+    ]
+    return [trial for trials in more for trial in trials]
+
+
 def finalists(data: str, full: bool = False) -> list[runs.Config]:
-    return search.finalists(TRIALS[data].planned(), TRIALS[data].read(), MEASURE)
+    studies = TRIALS[data], WIDER[data]
+    planned = [run for study in studies for run in study.planned()]
+    return search.finalists(planned, studies[0].read() | studies[1].read(), MEASURE)
 
 
 def chosen(data: str) -> dict[str, runs.Config]:
@@ -101,11 +112,19 @@ TRIALS = {
     )
     for data, setting in SETTINGS.items()
 }  # fmt: skip
+WIDER = {
+    data: Study(
+        f"wider_{data}", f"Six trials more where the best one on {setting.title} lies at an end of a range",
+        runs.Config, functools.partial(wider, data), search.hide_test(runs.execute, MEASURE), file=f"trials_{data}",
+        needs=f"trials_{data}",
+    )
+    for data, setting in SETTINGS.items()
+}  # fmt: skip
 FINALISTS = {
     data: Study(
         f"finalists_{data}", f"The three best trials of each loss on {setting.title} again", runs.Config,
         functools.partial(finalists, data), search.hide_test(runs.execute, MEASURE), file=f"trials_{data}",
-        needs=f"trials_{data}",
+        needs=f"wider_{data}",
     )
     for data, setting in SETTINGS.items()
 }  # fmt: skip
@@ -122,7 +141,7 @@ LONG = Study(
     functools.partial(long, "cifar10"), search.count_failures(runs.execute, MEASURE), needs="finalists_cifar10",
     paired=True,
 )  # fmt: skip
-STUDIES = [*TRIALS.values(), *FINALISTS.values(), *FINAL.values(), LONG]
+STUDIES = [*TRIALS.values(), *WIDER.values(), *FINALISTS.values(), *FINAL.values(), LONG]
 
 
 def finished(data: str) -> pd.DataFrame:

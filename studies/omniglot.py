@@ -211,8 +211,15 @@ def trials(full: bool = False) -> list[Run]:
     return [trial for same in zip(*by_loss, strict=True) for trial in same]
 
 
+def wider(full: bool = False) -> list[Run]:
+    """Further trials of the losses whose best one lies at an end of a range. Raises Incomplete."""
+    planned, found = TRIALS.planned(), TRIALS.read()
+    heads = dict.fromkeys(run.head for run in planned)
+    return [trial for head in heads for trial in search.wider(default(head, trial=True), planned, found, MEASURE)]
+
+
 def finalists(full: bool = False) -> list[Run]:
-    return search.finalists(TRIALS.planned(), TRIALS.read(), MEASURE)
+    return search.finalists([*TRIALS.planned(), *WIDER.planned()], TRIALS.read() | WIDER.read(), MEASURE)
 
 
 def chosen() -> dict[str, Run]:
@@ -303,9 +310,13 @@ _counted = search.count_failures(execute, MEASURE)
 TRIALS = Study(
     "omniglot_trials", "Which constants suit each loss on Omniglot? Twelve trials each", Run, trials, _counted,
 )  # fmt: skip
+WIDER = Study(
+    "omniglot_wider", "Six trials more where the best one on Omniglot lies at an end of a range", Run, wider, _counted,
+    file="omniglot_trials", needs="omniglot_trials",
+)  # fmt: skip
 FINALISTS = Study(
     "omniglot_finalists", "The three best trials of each loss on Omniglot again", Run, finalists, _counted,
-    file="omniglot_trials", needs="omniglot_trials",
+    file="omniglot_trials", needs="omniglot_wider",
 )  # fmt: skip
 FINAL = Study(
     "omniglot_final", "Characters never seen: does an adaptive margin beat a fixed one, and does a margin pay?", Run,
@@ -315,7 +326,7 @@ CLASSES = Study(
     "omniglot_classes", "From how many classes on does a margin pay?", Run, fewer, _counted, file="omniglot",
     needs="omniglot_finalists", paired=True,
 )  # fmt: skip
-STUDIES = [TRIALS, FINALISTS, FINAL, CLASSES]
+STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES]
 
 
 def finished() -> pd.DataFrame:

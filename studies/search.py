@@ -6,7 +6,7 @@ import math
 import numpy as np
 from scipy.stats import qmc
 
-from lib import device
+from lib import device, heads
 from studies import records
 from studies.study import Incomplete
 
@@ -34,33 +34,44 @@ SPACE = {
 FIXED = {"AdaLoss": FREE}  # constants that are not searched
 
 
-def trials(default, n: int = TRIALS, space: dict | None = None) -> list:
-    """n trials of the loss of one run, a dataclass with head, constants, lr, muon_lr and seed.
+def trials(default) -> list:
+    """``TRIALS`` trials of the loss of one run, a dataclass with head, constants, lr, muon_lr and seed.
 
     The first has the loss's defaults and the run's own rates, the others Sobol's points, the same for all losses: trial
-    i has one factor on the learning rates and one s. space: ranges other than ``SPACE``'s.
+    i has one factor on the learning rates and one s.
     """
-    ranges, fixed = (space or SPACE)[default.head], FIXED.get(default.head, {})
-    default = dataclasses.replace(default, constants=fixed, seed=TRIAL_SEED)
+    first = dataclasses.replace(default, constants=FIXED.get(default.head, {}), seed=TRIAL_SEED)
+    return [first, *_drawn_trials(first, SPACE[default.head], LR, TRIALS, seed=0)]
+
+
+def wider(default, planned: list, found: dict, measure: str) -> list:
+    """``MORE`` trials beyond the ends of the ranges near which the best planned trial of the default's loss lies; none
+    where there is no such end. Raises Incomplete if a trial is missing."""
+    best = _ranked([run for run in planned if run.head == default.head], found, measure)[0]
+    ends = beyond(best, default)
+    if not ends:
+        return []
+    first = dataclasses.replace(default, constants=FIXED.get(default.head, {}), seed=TRIAL_SEED)
+    ranges = {name: ends.get(name, limits) for name, limits in SPACE[default.head].items()}
+    return _drawn_trials(first, ranges, ends.get("lr", LR), MORE + 1, seed=1)
+
+
+def _drawn_trials(first, ranges: dict, lr: tuple, n: int, seed: int) -> list:
+    """n - 1 trials drawn from the ranges."""
     width = 1 + max(map(len, SPACE.values()))
-    points = qmc.Sobol(width, seed=0).random_base2(math.ceil(math.log2(n)))[1:n]
-    drawn = [default]
-    for factor, *rest in points:
-        constants = {name: _drawn(name, *limits, u) for (name, limits), u in zip(ranges.items(), rest, strict=False)}
-        drawn.append(dataclasses.replace(default, constants=fixed | constants, **_rates(default, factor)))
+    points = qmc.Sobol(width, seed=seed).random_base2(math.ceil(math.log2(n)))[1:n]
+    drawn = []
+    for u, *rest in points:
+        constants = {name: _drawn(name, *limits, v) for (name, limits), v in zip(ranges.items(), rest, strict=False)}
+        factor = _drawn("lr", *lr, u)
+        rates = {rate: float(f"{factor * getattr(first, rate):.6g}") for rate in ("lr", "muon_lr")}
+        drawn.append(dataclasses.replace(first, constants=dict(first.constants) | constants, **rates))
     return drawn
 
 
 def _drawn(name: str, low: float, high: float, u: float) -> float:
     value = low * (high / low) ** u if name in ("lr", "s") else low + (high - low) * u
     return float(f"{value:.3g}")
-
-
-def _rates(run, u: float) -> dict:
-    """The learning rates of a run, SGD's and Muon's where it has one, times a factor."""
-    factor = _drawn("lr", *LR, u)
-    rates = {name: getattr(run, name) for name in ("lr", "muon_lr") if hasattr(run, name)}
-    return {name: float(f"{factor * rate:.6g}") for name, rate in rates.items()}
 
 
 def hide_test(execute, measure: str):
@@ -98,13 +109,18 @@ def failure(run, error: Exception, measured: dict) -> dict:
 def finalists(planned: list, found: dict, measure: str) -> list:
     """Of the trials planned of every loss the ``BEST`` by the recorded measure, of equal ones the earlier, with each of
     ``FINALIST_SEEDS``, seeds in the outer loop. Raises Incomplete if a trial is missing."""
+    heads = dict.fromkeys(run.head for run in planned)
+    ranked = {head: _ranked([run for run in planned if run.head == head], found, measure) for head in heads}
+    return [
+        dataclasses.replace(run, seed=seed) for seed in FINALIST_SEEDS for head in heads for run in ranked[head][:BEST]
+    ]
+
+
+def _ranked(planned: list, found: dict, measure: str) -> list:
+    """Trials, the best first, of equal ones the earlier."""
     if missing := sum(run not in found for run in planned):
-        raise Incomplete(f"{missing} of {len(planned)} trials are not recorded")
-    best = []
-    for head in dict.fromkeys(run.head for run in planned):
-        runs = [run for run in planned if run.head == head]
-        best += sorted(runs, key=lambda run: -found[run]["metrics"][measure])[:BEST]  # sorted is stable
-    return [dataclasses.replace(run, seed=seed) for seed in FINALIST_SEEDS for run in best]
+        raise Incomplete(f"{missing} of {len(planned)} trials of {planned[0].head} are not recorded")
+    return sorted(planned, key=lambda run: -found[run]["metrics"][measure])  # which is stable
 
 
 def chosen(finalists: list, found: dict, measure: str) -> dict:
@@ -122,17 +138,21 @@ def chosen(finalists: list, found: dict, measure: str) -> dict:
     return best
 
 
-def at_edge(run, default, space: dict | None = None) -> list[str]:
-    """The names of what lies within ``EDGE`` of an end of its range in a chosen run: constants, or lr. default: the
-    run with the recipe's rates. A margin of nearly 0 is no edge: no margin is a choice of its own."""
-    ranges = dict((space or SPACE)[run.head], lr=LR)
-    values = dict(run.constants, lr=run.lr / default.lr)
-    found = []
+def beyond(run, default) -> dict[str, tuple[float, float]]:
+    """What lies within ``EDGE`` of an end of its range in a trial, constants and lr, with as wide a range behind that
+    end. default: the run with the recipe's rates. No margin, and no gamma, is a choice of its own: those have no
+    lower end."""
+    limits = heads.find(run.head).ranges()
+    values, ranges = dict(run.constants, lr=run.lr / default.lr), dict(SPACE[run.head], lr=LR)
+    found = {}
     for name, (low, high) in ranges.items():
         if name not in values:  # at its default
             continue
-        value = values[name]
-        u = math.log(value / low) / math.log(high / low) if name in ("lr", "s") else (value - low) / (high - low)
-        if u > 1 - EDGE or (u < EDGE and name in ("lr", "s", "gamma")):
-            found.append(name)
+        log, value = name in ("lr", "s"), values[name]
+        u = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+        most = limits[name][2] if name in limits else math.inf
+        if u > 1 - EDGE and high < most:
+            found[name] = (high, min(2 * high if log else 2 * high - low, most))
+        elif u < EDGE and log:
+            found[name] = (low / 2, low)
     return found

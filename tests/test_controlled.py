@@ -21,12 +21,13 @@ def write(study, found):
 
 
 def record_trials(data, scores=None):
-    """A record for every trial; scores: {(head, trial): val_accuracy}, 0.5 where absent."""
+    """A record for every trial, also behind the ends of ranges; scores: {(head, trial): val_accuracy}, else 0.5."""
     counts, found = {}, []
     for config in controlled.trials(data):
         trial = counts[config.head] = counts.get(config.head, -1) + 1
         found.append(fake(config, metrics={"val_accuracy": (scores or {}).get((config.head, trial), 0.5)}))
     write(controlled.TRIALS[data], found)
+    write(controlled.WIDER[data], [fake(c, metrics={"val_accuracy": 0.4}) for c in controlled.wider(data)])
 
 
 def record_finalists(data, scores=None):
@@ -71,7 +72,7 @@ def test_scale_and_rate_are_drawn_apart_and_widely():
 
 
 def test_the_best_three_run_again_and_the_mean_of_the_two_decides(project):
-    with pytest.raises(Incomplete, match="108 of 108 trials"):
+    with pytest.raises(Incomplete, match="12 of 12 trials of ArcFace"):
         controlled.finalists("mnist")
     record_trials("mnist", {("ArcFace", 3): 0.9, ("ArcFace", 5): 0.8, ("ArcFace", 7): 0.7})
     planned = controlled.finalists("mnist")
@@ -140,11 +141,31 @@ def test_trials_hold_no_test_result_and_diverged_ones_count(project):
 def test_what_lies_at_the_end_of_a_range():
     run = controlled.default("mnist", "ArcFace")
 
-    def at(lr=0.1, **constants):
-        return search.at_edge(dataclasses.replace(run, constants=constants, lr=lr), run)
+    def at(lr=0.1, head="ArcFace", **constants):
+        return search.beyond(dataclasses.replace(run, head=head, constants=constants, lr=lr), run)
 
-    assert at(s=11, m=0.5) == [] and at(s=2.1, m=0.5) == ["s"] and at(s=63, m=0.98) == ["s", "m"]
-    assert at(s=11, m=0.03) == [] and at(lr=0.39, s=11, m=0.5) == ["lr"] and at() == []
+    assert at(s=11, m=0.5) == {} and at(s=2.1, m=0.5) == {"s": (1, 2)} and at() == {}
+    assert at(s=63, m=0.98) == {"s": (64, 128), "m": (1, 1.98)}
+    assert at(s=11, m=0.03) == {} and at(lr=0.39, s=11, m=0.5) == {"lr": (4, 8)}
+    kappa = at(head="KappaFace", s=11, m0=2.75)["m0"]
+    assert kappa[0] == 2.8 and kappa[1] < 3.2  # an angle ends at pi
+
+
+def test_a_best_trial_at_an_end_gets_six_more_behind_it(project):
+    record_trials("mnist")
+    assert controlled.wider("mnist") == []
+    arcface = [t for t in controlled.trials("mnist") if t.head == "ArcFace"]
+    low = min(range(1, 12), key=lambda i: dict(arcface[i].constants)["s"])
+    end = dict(arcface[low].constants)["s"]
+    if search.beyond(arcface[low], controlled.default("mnist", "ArcFace")).get("s") is None:
+        pytest.skip(f"the smallest scale drawn, {end}, is not at the end")
+    record_trials("mnist", {("ArcFace", low): 0.9})
+    more = controlled.wider("mnist")
+    assert len(more) == 6 and {t.head for t in more} == {"ArcFace"} and {t.seed for t in more} == {1000}
+    assert all(1 <= dict(t.constants)["s"] <= 2 for t in more) and not set(more) & set(arcface)
+    write(controlled.WIDER["mnist"], [fake(t, metrics={"val_accuracy": 0.95}) for t in more])
+    best = [run for run in controlled.finalists("mnist") if run.head == "ArcFace"]
+    assert best[:3] == [dataclasses.replace(t, seed=1001) for t in more[:3]]
 
 
 # ---------------------------------------------------------------- one machine per seed, committed code
@@ -193,7 +214,7 @@ def test_what_a_study_needs_is_trained_first(project, monkeypatch):
     order = []
     monkeypatch.setattr(Study, "train", lambda self, *args, **options: order.append(self.name))
     command.main(["final_mnist"])
-    assert order == ["trials_mnist", "finalists_mnist", "final_mnist"]
+    assert order == ["trials_mnist", "wider_mnist", "finalists_mnist", "final_mnist"]
 
 
 def test_a_machine_is_named_exactly():

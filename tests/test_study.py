@@ -352,6 +352,8 @@ def plans():
 
 def test_smoke_keeps_a_part_of_every_plan(plans):
     for name, (whole, small) in plans.items():
+        if name.startswith(("wider", "omniglot_wider")):  # planned where a trial asks for them
+            continue
         seeds, kept = ({run.seed for run in plan} for plan in (whole, small))
         assert kept <= seeds and len(kept) == min(1 if hasattr(small[0], "trial") else 2, len(seeds)), name
         assert {run.epochs for run in small} == {1} and {run.train_size for run in small} == {128}
