@@ -449,7 +449,7 @@ def test_the_plan_follows_the_protocol(small, capsys):
     assert Counter((run.classes, run.drawings) for run in fewer) == dict.fromkeys(study.LEVELS, 5 * 4)
     assert {run for run in fewer if not run.classes} <= set(planned)  # trained once
     assert studies_main.find("omniglot") == [study.FINAL, study.CLASSES]
-    assert studies_main._needed(study.FINAL) == [study.TRIALS, study.FINALISTS]
+    assert studies_main._needed(study.FINAL) == [study.TRIALS, study.WIDER, study.FINALISTS]
 
 
 def test_a_trial_that_diverges_has_lost(small, monkeypatch):
