@@ -47,6 +47,8 @@ def inputs(read: set[str]) -> set[Path]:
         parts = path.relative_to(paths.PROJECT).parts
         if parts[0] == ".smoke":
             parts = parts[1:]
+        if parts[0].endswith(".egg-info"):  # pip's, which a clone does not have
+            continue
         if len(parts) > 1 and not parts[0].startswith(".") and parts[0] not in NO_INPUTS and path.is_file():
             found.add(path)
     return found

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -11,6 +13,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib import paths
 from report import build, freshness, notebooks
+
+ROOT = Path(__file__).resolve().parent.parent
 
 MODULE = '''"""What it is for."""
 
@@ -248,3 +252,12 @@ def test_build_stops_at_a_notebook_that_fails(study, built, monkeypatch):
     monkeypatch.setattr(build, "_call", fail)
     with pytest.raises(ValueError, match="failed"):
         built()
+
+
+def test_the_committed_notebooks_rest_on_committed_files_only():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    if not any(tracked):
+        pytest.skip("not a git repository")
+    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "report" / "report.ipynb"]:
+        known = json.loads(path.read_text(encoding="utf-8"))["metadata"][freshness.KEY]
+        assert known.keys() - {freshness.CELLS} <= set(tracked), path.name
