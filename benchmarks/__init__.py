@@ -93,6 +93,7 @@ def command(measure, description: str) -> None:
     """A benchmark without options: --help, and errors of one line each."""
     argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
+        paths.smoke(), paths.retrain()  # a wrong setting stops before any measurement
         measure()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

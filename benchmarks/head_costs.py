@@ -39,7 +39,7 @@ PRODUCT, BLOCK = "one matrix product", 8192  # (B, D) x (D, BLOCK)
 PROC = Path("/proc")
 
 
-def prepare(method: str, C: int, device: torch.device):
+def one_step(method: str, C: int, device: torch.device):
     """A function that takes one step and returns its seconds, and the centres."""
     torch.manual_seed(0)
     x, y = torch.randn(B, D, device=device, requires_grad=True), torch.randint(C, (B,), device=device)
@@ -95,7 +95,7 @@ def fits(function, *arguments):
 
 def times(C: int, device: torch.device, budget: float) -> dict[str, list[float]]:
     """Seconds of the methods that fit, in turns: at least three each, then until the budget (seconds) is spent."""
-    steps = {method: prepare(method, C, device)[0] for method in METHODS}
+    steps = {method: one_step(method, C, device)[0] for method in METHODS}
     taken = {method: [] for method, step in steps.items() if fits(step)}
     start = time.perf_counter()
     while len(taken["by blocks"]) < 3 or time.perf_counter() - start < budget:
@@ -106,7 +106,7 @@ def times(C: int, device: torch.device, budget: float) -> dict[str, list[float]]
 
 def extra_memory(method: str, C: int, device: torch.device) -> int | None:
     """Bytes that one step needs beyond the centres and their gradient; None where that cannot be measured."""
-    step, W = prepare(method, C, device)
+    step, W = one_step(method, C, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -148,7 +148,7 @@ def print_memory(method: str, classes: list[int]) -> None:
     """What ``memory`` reads."""
     limit_memory()
     for C in (10, 2 * D):  # libraries and threads start
-        prepare(method, C, best_device())[0]()
+        one_step(method, C, best_device())[0]()
     print(json.dumps([fits(extra_memory, method, C, best_device()) for C in classes]))
 
 
@@ -178,6 +178,7 @@ if __name__ == "__main__":
     parser.add_argument("classes", nargs="*", type=int, help="with so many classes")
     options = parser.parse_args()
     try:
+        paths.smoke(), paths.retrain()
         main() if options.method is None else print_memory(options.method, options.classes)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -6,13 +6,11 @@ Counted in the second step of a training on the digits: network, loss, gradients
 shown. A small network on a GPU is as fast as its operations can be started; a value waited for stops that.
 """
 
-import argparse
-
 import torch
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import keep, scaled
+from benchmarks import command, keep, scaled
 from lib import data, heads, models, train
 from lib.device import best_device
 
@@ -44,10 +42,9 @@ def step(name: str) -> dict:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description="Count the operations of a training step; takes half a minute.").parse_args()
     names = list(heads.heads())
     keep("operations", [step(name) for name in scaled(names, names[:2])], best_device())
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

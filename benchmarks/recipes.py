@@ -16,8 +16,8 @@ import pandas as pd
 
 from benchmarks import in_turns, keep, product_rate, profile, scaled, spread
 from lib import heads, models, paths, train
-from lib.device import best_device, reuse_memory
-from studies import records, runs, smoke
+from lib.device import best_device
+from studies import machine, records, runs, smoke
 from studies.study import Study
 
 # ingredients of cifar10-airbench (Jordan 2024, arXiv 2404.00498)
@@ -143,7 +143,7 @@ def cost(name: str) -> dict:
 def some_steps(config: runs.Config):
     """``few_steps`` on about 2,048 images, in a process that keeps its memory as a study's does."""
     if best_device().type == "cpu":
-        reuse_memory()
+        machine.reuse_memory()
     return few_steps(config, max(1, 2048 // config.batch_size))
 
 
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     try:
+        paths.smoke(), paths.retrain()
         measure(options.names, options.seeds)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

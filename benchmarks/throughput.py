@@ -26,8 +26,8 @@ from torchvision import datasets, transforms
 
 from benchmarks import command, in_turns, keep, product_rate, profile, scaled, spread
 from lib import losses, models, paths, train
-from lib.device import best_device, reuse_memory
-from studies import runs
+from lib.device import best_device
+from studies import machine, runs
 
 PEER = "pytorch-metric-learning"
 USUAL, OURS = "usual", "this project"
@@ -38,7 +38,7 @@ SIZES = {"mnist": 10240, "cifar10": 4096}  # images per epoch
 ROUNDS = 5
 
 
-def network(channels: list[int], side: int, pool_first: bool = False) -> nn.Sequential:
+def s1_network(channels: list[int], side: int, pool_first: bool = False) -> nn.Sequential:
     """S1's: 3x3 convolutions, each with ReLU and 2x2 pooling, then a linear layer with ReLU."""
     layers = []
     for width_in, width in itertools.pairwise(channels):
@@ -62,7 +62,7 @@ def usual(name: str, data, batch: int, size: int, device: torch.device):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
         from pytorch_metric_learning.losses import ArcFaceLoss
-    model, criterion = network(*SHAPES[name]).to(device), ArcFaceLoss(len(data.classes), D).to(device)
+    model, criterion = s1_network(*SHAPES[name]).to(device), ArcFaceLoss(len(data.classes), D).to(device)
     weights = [*model.parameters(), *criterion.parameters()]
     optimizer = torch.optim.SGD(weights, lr=LR, momentum=0.9, nesterov=True, weight_decay=5e-4)
     loader = DataLoader(
@@ -86,8 +86,8 @@ def usual(name: str, data, batch: int, size: int, device: torch.device):
 def ours(name: str, data, batch: int, size: int, device: torch.device):
     """The same with this project's code."""
     if device.type == "cpu":
-        reuse_memory()
-    model = models.Classifier(network(*SHAPES[name], pool_first=True), losses.ArcFace(len(data.classes), D))
+        machine.reuse_memory()
+    model = models.Classifier(s1_network(*SHAPES[name], pool_first=True), losses.ArcFace(len(data.classes), D))
     part = dataclasses.replace(data, train=data.train[:size], val=data.val[:batch])
 
     def epoch() -> float:
@@ -99,7 +99,7 @@ def ours(name: str, data, batch: int, size: int, device: torch.device):
 WAYS = {USUAL: usual, OURS: ours}
 
 
-def prepare(way: str, name: str, batch: int, size: int):
+def one_epoch(way: str, name: str, batch: int, size: int):
     """A function that trains one epoch in this way and returns its seconds."""
     return WAYS[way](name, runs.load(name), batch, size, best_device())
 
@@ -107,9 +107,9 @@ def prepare(way: str, name: str, batch: int, size: int):
 def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
     """Both ways on one data set with one batch size, epoch by epoch in turns: a row each."""
     trained = size // batch * batch  # without an incomplete last batch
-    taken = in_turns({way: (prepare, way, name, batch, size) for way in WAYS}, rounds)
+    taken = in_turns({way: (one_epoch, way, name, batch, size) for way in WAYS}, rounds)
     rates = {way: trained / np.array(seconds) for way, seconds in taken.items()}
-    flop, share = profile(prepare(OURS, name, batch, size), best_device())
+    flop, share = profile(one_epoch(OURS, name, batch, size), best_device())
     rows = [
         {
             "data": NAMES[name], "batch": batch, "method": way, "images_per_second": spread(rates[way]),

@@ -57,7 +57,7 @@ def alternatives(cell) -> list[str]:
     return texts
 
 
-def measure(path: Path) -> dict[str, float]:
+def measures(path: Path) -> dict[str, float]:
     """The measures of one notebook, by name; lengths in characters, without the blocks of code in Markdown."""
     cells = nbformat.read(path, 4).cells
     markdown = [c for c in cells if c.cell_type == "markdown"]
@@ -78,7 +78,7 @@ def measure(path: Path) -> dict[str, float]:
 
 def main() -> None:
     notebooks = sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))
-    print(pd.DataFrame({path.stem: measure(path) for path in notebooks}).T.to_markdown(floatfmt="g"))
+    print(pd.DataFrame({path.stem: measures(path) for path in notebooks}).T.to_markdown(floatfmt="g"))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ class Panel:
         return "".join(words) or "M-9,-9"
 
     def _dots(self, x, y) -> str:
-        return "".join(f"M{u:.1f},{v:.1f}h0" for u, v in zip(*self._pixels(x, y), strict=True)) or "M-9,-9"
+        pixels = zip(*self._pixels(x, y), strict=True)
+        return "".join(f"M{u:.1f},{v:.1f}h0" for u, v in pixels if np.isfinite([u, v]).all()) or "M-9,-9"
 
     def _text(self, x, y, words) -> list:
         (u,), (v,) = self._pixels(x, y)

@@ -1,9 +1,5 @@
 """What the code runs on: the device, the type of its matrix products, the layout of its images."""
 
-import contextlib
-import ctypes
-import functools
-
 import torch
 
 
@@ -46,15 +42,3 @@ def memory_format(device: torch.device) -> torch.memory_format:
     """Channels last where convolutions are faster so. On MPS batch normalisation has given wrong gradients for that
     layout (pytorch/pytorch#175189)."""
     return torch.channels_last if device.type in ("cuda", "cpu") else torch.contiguous_format
-
-
-@functools.cache
-def reuse_memory() -> None:
-    """Keep freed memory for the next tensors: to hand a large one back to the system and to ask for fresh pages
-    costs a step on a CPU up to a third of its time. It changes the whole process, so a runner asks for it, never a
-    training. Does nothing where the C library is not glibc."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # macOS lacks mallopt, Windows the library None
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no tensor in a mapping of its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing goes back
-        mallopt(-2, 2**26)  # M_TOP_PAD: the heap grows by 64 MiB at a time

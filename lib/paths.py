@@ -12,7 +12,7 @@ def smoke() -> bool:
 
 
 def retrain() -> bool:
-    """RETRAIN=1: train anew what is recorded; the newest record counts. Raises ValueError for any other value."""
+    """RETRAIN=1: train again what is recorded, into results/again/. Raises ValueError for any other value."""
     return _setting("RETRAIN", "1")
 
 

@@ -46,8 +46,9 @@ def fit(
     The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
     best temperature, so comparable between heads), seconds (training, and the head's ``epoch_end``; cumulative)
-    and what the head's ``describe`` gives. Values are read once an epoch, for the device waits meanwhile: then a
-    loss that is not finite raises FloatingPointError, or ValueError if labels or embeddings were invalid.
+    and what the head's ``describe`` gives. Values are read once an epoch, for the device waits meanwhile, with progress
+    also every 50 steps, and in fp16 each step reads two of the gradient scaler's. A loss that is not finite raises
+    FloatingPointError at the end of its epoch, or ValueError if labels or embeddings were invalid.
     """
     device, head = data.train.labels.device, classifier(model).head
     model.to(device)
@@ -76,7 +77,7 @@ def fit(
                 schedule.step()
             bar.update()
             if progress and step % 50 == 49:
-                show(bar, *(total / (step + 1)).tolist(), epoch=epoch + 1)
+                update_bar(bar, *(total / (step + 1)).tolist(), epoch=epoch + 1)
         total[1] /= steps
         total_loss, accuracy = total.tolist()
         if not math.isfinite(total_loss):
@@ -87,7 +88,7 @@ def fit(
         row |= {key: values.tolist() for key, values in head.describe().items()}
         for key, value in row.items():
             history.setdefault(key, []).append(value)
-        show(bar, row["loss"], accuracy, val=f"{row['val_accuracy']:.2%}")
+        update_bar(bar, row["loss"], accuracy, val=f"{row['val_accuracy']:.2%}")
     bar.close()
     return history
 
@@ -148,14 +149,13 @@ def invalid(loss: float, epoch: int, model: nn.Module, name: object) -> Exceptio
     )
 
 
-def show(bar: tqdm, loss: float, accuracy: float, **others: object) -> None:
+def update_bar(bar: tqdm, loss: float, accuracy: float, **others: object) -> None:
     bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2%}", **others, refresh=False)
 
 
 def validate(model: nn.Module, data: Data) -> dict[str, float]:
     logits, y = predict(model, data, data.val), data.val.labels.cpu()
-    loss = metrics.cross_entropy(logits, y, metrics.temperature(logits, y))
-    return {"val_accuracy": metrics.accuracy(logits, y), "val_loss": loss}
+    return {"val_accuracy": metrics.accuracy(logits, y), "val_loss": metrics.least_cross_entropy(logits, y)}
 
 
 @torch.no_grad()

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from lib import paths
 from report import build as building
-from report import environment
+from report import environment, machine
 from report import submission as naming
 
-ALL = {"study", "report", "notebooks", "dev"}
+ALL = {"study", "report", "notebooks", "dev", "site"}
 
 
 def setup() -> None:
@@ -30,8 +30,9 @@ def setup() -> None:
 
 
 def build(all: bool) -> None:
-    """Execute the notebooks that are out of date and write report/report.pdf (seconds if none is, some ten minutes for
-    all; PROFILE=smoke: everything in miniature in .smoke/; RETRAIN=1: train the recorded runs anew, hours)."""
+    """Execute the notebooks that are out of date and write report.pdf and supplement.pdf (seconds if none is, some ten
+    minutes for all; PROFILE=smoke: everything in miniature in .smoke/; RETRAIN=1: train the recorded runs anew,
+    hours)."""
     print("\n".join(building.build(all)))
 
 
@@ -55,10 +56,16 @@ def check_name(lastname: str, firstname: str, id: str) -> None:
 
 
 def pdf() -> None:
-    """Write report/report.pdf from the executed report notebook (ten seconds)."""
-    from report import pdf
+    """Write report.pdf and supplement.pdf from their executed notebooks in report/ (ten seconds)."""
+    building.pdfs()
 
-    paths.write(paths.folder("report") / "report.pdf", pdf.report())
+
+def site() -> None:
+    """Write the web edition to .build/site/: notebooks, report and the reference of lib as pages that need no network
+    (half a minute; seconds if little has changed)."""
+    from report import site
+
+    print("\n".join(site.build()))
 
 
 def execute(notebook: str) -> None:
@@ -66,7 +73,7 @@ def execute(notebook: str) -> None:
     from report import notebooks
 
     path = Path(notebook).resolve()
-    notebooks.execute(path, paths.folder(path.parent.name) / path.name)
+    notebooks.run_cells(path, paths.folder(path.parent.name) / path.name)
 
 
 def lab(*others: str) -> None:
@@ -109,7 +116,7 @@ def on_colab(drive: str) -> None:
     Drive if one is given (seconds)."""
     from report import colab
 
-    colab.prepare(drive)
+    colab.install(drive)
 
 
 def clean() -> None:
@@ -131,9 +138,9 @@ def _call(module: str, *arguments: str) -> None:
 # each command with the groups of packages that it needs to be set up
 NAME = ("lastname", "firstname", "id")
 COMMANDS = {
-    build: {"report"}, submission: {"report"}, test: ALL, lab: ALL - {"dev"}, setup: ALL, study: {"study"},
-    bench: {"study"}, status: set(), colab: set(), clean: set(), check_name: set(), pdf: set(), execute: set(),
-    on_colab: set(),
+    build: {"report"}, submission: {"report"}, test: ALL, lab: ALL - {"dev", "site"}, setup: ALL, study: {"study"},
+    bench: {"study"}, site: {"report", "study", "site"}, status: set(), colab: set(), clean: set(), check_name: set(),
+    pdf: set(), execute: set(), on_colab: set(),
 }  # fmt: skip
 ARGUMENTS = {submission: NAME, check_name: NAME, execute: ("notebook",)}
 
@@ -169,18 +176,23 @@ def main(arguments: list[str] | None = None) -> None:
         known.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         paths.smoke(), paths.retrain()  # a wrong setting stops before anything is written
+        machine.home()
         groups = COMMANDS[function]
         if function is submission:
             naming.submission_name(**options)
+        if function is site:
+            environment.at_least(environment.SITE, "the web edition")
         if function in (build, submission) and building.stale(options.get("all", False)):
-            groups = ALL - {"dev"}
+            groups = ALL - {"dev", "site"}
         if groups:
             environment.enter(groups)
         function(*others, **options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: no half-written file is left")
+    except Exception as error:
+        if said := machine.explained(error):
+            sys.exit(f"error: {said}")
+        raise
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Execute the notebooks that are out of date, and make the PDF from the executed report."""
+"""Execute the notebooks that are out of date, and make the PDFs of the report and its supplement."""
 
 import os
 import subprocess
@@ -10,12 +10,14 @@ from pathlib import Path
 from lib import paths
 from report import freshness
 
+DOCUMENTS = ("report", "supplement")  # of report/, each a notebook and its PDF
 SMOKE_JOBS = 2  # notebooks at a time; what the full profile trains or measures has the machine to itself
 
 
 def sources() -> list[Path]:
-    """The notebooks in their order, the report last."""
-    return [*sorted((paths.PROJECT / "notebooks").glob("*.ipynb")), paths.PROJECT / "report" / "report.ipynb"]
+    """The notebooks in their order, the report and its supplement last."""
+    documents = [paths.PROJECT / "report" / f"{name}.ipynb" for name in DOCUMENTS]
+    return [*sorted((paths.PROJECT / "notebooks").glob("*.ipynb")), *documents]
 
 
 def executed(source: Path) -> Path:
@@ -26,23 +28,24 @@ def executed(source: Path) -> Path:
 def stale(everything: bool = False) -> dict[Path, list[str]]:
     """The notebooks that are out of date, with the reasons; all of them if that is asked for or with RETRAIN=1."""
     forced = ["RETRAIN=1"] if paths.retrain() else ["asked for"] if everything else []
-    reasons = {source: forced or freshness.changed(source, executed(source)) for source in sources()}
+    reasons = {source: forced or freshness.reasons(source, executed(source)) for source in sources()}
     return {source: why for source, why in reasons.items() if why}
 
 
 def build(everything: bool = False) -> list[str]:
-    """Execute what is out of date and write the PDF; returns what was written, and the lines that the runs left.
+    """Execute what is out of date and write the PDFs; returns what was written, and the lines that the runs left.
     Raises ValueError if a notebook fails."""
     start = time.time()
     log = paths.PROJECT / ".build" / ("smoke" if paths.smoke() else "full") / "runs.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
     env = {**os.environ, "RUN_LOG": str(log)}
     if paths.smoke():  # with more threads than cores notebooks side by side would wait for each other
         env["OMP_NUM_THREADS"] = "1"
-    *notebooks, report = sources()
+    notebooks, documents = sources()[: -len(DOCUMENTS)], sources()[-len(DOCUMENTS) :]
     old = stale(everything)
-    if old:
+    executes = bool(old)
+    if executes:  # else a checkout that cannot be written will do
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
         _call("studies", "data", env=env)
     with ThreadPoolExecutor(SMOKE_JOBS if paths.smoke() else 1) as pool:
         jobs = [pool.submit(_execute, source, old[source], env) for source in notebooks if source in old]
@@ -53,11 +56,14 @@ def build(everything: bool = False) -> list[str]:
             pool.shutdown(cancel_futures=True)
             raise
     _restamp(notebooks)
-    if report in (old := stale(everything)):
-        _execute(report, old[report], env)
+    old = stale(everything)
+    for document in documents:
+        if document in old:
+            _execute(document, old[document], env)
+    if any(document in old for document in documents):
         _restamp(sources())
-    _pdf()
-    return _summary(start, log)
+    pdfs()
+    return _summary(start, log if executes else None)
 
 
 def _restamp(notebooks: list[Path]) -> None:
@@ -79,19 +85,21 @@ def _call(module: str, *arguments: str, env: dict[str, str]) -> None:
         raise ValueError(f"`python -m {module} {' '.join(arguments)}` failed")
 
 
-def _pdf() -> None:
+def pdfs() -> None:
+    """Write the PDFs of the executed documents."""
     from report import pdf
 
-    path, content = paths.folder("report") / "report.pdf", pdf.report()
-    if not path.exists() or path.read_bytes() != content:  # the same inputs give the same bytes
-        paths.write(path, content)
+    for name in DOCUMENTS:
+        path, content = paths.folder("report") / f"{name}.pdf", pdf.report(name)
+        if not path.exists() or path.read_bytes() != content:  # the same inputs give the same bytes
+            paths.write(path, content)
 
 
-def _summary(since: float, log: Path) -> list[str]:
+def _summary(since: float, log: Path | None) -> list[str]:
     """What was written since then, and the lines that the runs left in log."""
     places = [paths.folder(name) for name in ("notebooks", "results", "figures", "report")]
     files = [path for place in places for path in sorted(place.rglob("*.*")) if path.is_file()]
     files = [path for path in files if path.suffix not in (".lock", ".pyc") and ".ipynb_checkpoints" not in path.parts]
     lines = [f"wrote {path.relative_to(paths.PROJECT)}" for path in files if path.stat().st_mtime >= since]
-    runs = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    runs = log.read_text(encoding="utf-8").splitlines() if log and log.exists() else []
     return [*(lines or ["nothing was out of date"]), *dict.fromkeys(runs)]

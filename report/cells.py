@@ -1,6 +1,7 @@
 """The parts of a notebook that JupyterLab shows, in order, each with its cell and section."""
 
 import base64
+import gzip
 import io
 import itertools
 import json
@@ -8,19 +9,24 @@ import re
 from xml.etree import ElementTree
 
 import yaml
-from nbconvert.filters import strip_ansi
 from PIL import Image
 
-from report import formulas
+from report import ansi, formulas
 from report.notebooks import line, sections
 
 PICTURES = {
     "image/svg+xml": "svg", "application/pdf": "pdf", "image/png": "png", "image/jpeg": "jpg", "image/gif": "gif",
     "image/webp": "webp",
 }  # fmt: skip
+EMBEDDED = re.compile(r'\s*<img\b[^>]*\bsrc="data:(image/[\w.+-]+);base64,([^"]+)"[^>]*>\s*')  # all of an output
 # what stands for the same in fewer words or not at all, or is shown by an extension of the browser alone
 RICH = re.compile(r"application/(?!json$)|text/(?!plain|html|markdown|latex)|audio/|video/")
 FENCE = re.compile(r"^(`{3,})[ ]*\{\.?(\w*)[ ]*#(lst:[\w-]+)(?: caption=\"(.*?)\")?\}[ ]*$", re.M)
+
+
+def _clean(text: str) -> str:
+    """text without what is no sign: control characters, and halves of signs, as of an emoji that was cut."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", re.sub("[\0-\b\v\x0e-\x1f\x7f\ufffe\uffff]", "", text))
 
 
 def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
@@ -33,10 +39,10 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
         here = []
 
         def add(kind, text, here=here, **more):
-            here.append({"kind": kind, "text": text, **more})
+            here.append({"kind": kind, "text": _clean(text), **more})
 
         def markdown(text, here=here, number=number):
-            here.append(_markdown(text, strict, macros, lambda message: complain(message, number)))
+            here.append(_markdown(_clean(text), strict, macros, lambda message: complain(message, number)))
 
         if cell.cell_type == "markdown":
             markdown(cell.source)
@@ -59,7 +65,7 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
     return found, pictures
 
 
-def front_matter(nb) -> dict:
+def front_matter(nb, complain) -> dict:
     """The entries of a raw first cell of YAML between two lines of dashes, which is taken out of nb."""
     first = nb.cells[0] if nb.cells else None
     if (
@@ -69,7 +75,8 @@ def front_matter(nb) -> dict:
     ):
         try:
             entries = yaml.safe_load(block[1])
-        except yaml.YAMLError:
+        except yaml.YAMLError as error:
+            complain(f"the raw first cell is no YAML ({line(error)}): put values with a colon in quotes")
             return {}
         if isinstance(entries, dict):
             nb.cells = nb.cells[1:]
@@ -162,41 +169,55 @@ class _Output(dict):
 
 
 def terminal(text: str) -> str:
-    """What a terminal shows in the end: without colours, a carriage return begins the line again."""
-    text = strip_ansi(re.sub(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)", "", text)).replace("\r\n", "\n")
-    while "\b" in text.lstrip("\b"):
-        text = re.sub(r"[^\n\b]\x08", "", text.lstrip("\b"))
-    shown = []
-    for row in text.split("\n"):
-        now = ""
-        for again in row.split("\r"):
-            now = again + now[len(again) :]
-        shown.append(now.rstrip(" ") if "\r" in row else now)
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", "\n".join(shown))
+    """What a terminal shows in the end, without its colours."""
+    return ansi.terminal(text)[0]
+
+
+def _printed(add, text: str, language: str) -> None:
+    """What a cell prints, with its colours."""
+    shown, styles = ansi.terminal(text)
+    add("code", shown.rstrip("\n"), language=language, **({"styles": ansi.typst(styles)} if styles else {}))
 
 
 def _output(output, add, markdown, pictures, complain, strict) -> None:
     if output.output_type == "stream":
-        add(
-            "code", terminal(output["text"]).rstrip("\n"), language="stderr" if output["name"] == "stderr" else "output"
-        )
+        _printed(add, output["text"], "stderr" if output["name"] == "stderr" else "output")
         return
     if output.output_type == "error":
         if strict:
             complain("its output is an error: mend it and execute the notebook")
         trace = "\n".join(output.get("traceback") or [f"{output.get('ename')}: {output.get('evalue')}"])
-        add("code", terminal(trace), language="stderr")
+        _printed(add, trace, "stderr")
         return
-    data = {kind: "".join(text) if isinstance(text, list) else text for kind, text in output.get("data", {}).items()}
-    for kind, suffix in PICTURES.items():
+    data = {
+        kind: "".join(text) if isinstance(text, list) and not kind.endswith("json") else text
+        for kind, text in output.get("data", {}).items()
+    }
+    if "sk-text-repr-fallback" in data.get("text/html", "") or (  # scikit-learn's boxes, and rich's colours
+        "\x1b[" in data.get("text/plain", "") and re.fullmatch(r"\s*<pre\b.*</pre>\s*", data.get("text/html", ""), re.S)
+    ):
+        data["text/html"] = ""
+    bare = re.sub(r"<(script|style)\b.*?</\1>|<!--.*?-->", "", data.get("text/html", ""), flags=re.S | re.I)
+    if re.search("<table", bare) and not re.sub(r"<[^>]*>|\s", "", bare) and "<img" not in bare:
+        data["text/html"] = ""  # an empty DataFrame, which its plain text names
+    if "text/plain" in data and data.get("text/html") == "":
+        del data["text/html"]
+    if (whole := EMBEDDED.fullmatch(data.get("text/html", ""))) and whole[1] in PICTURES:
+        data.setdefault(whole[1], whole[2])  # a picture within HTML, which gives it an alternative text
+    for kind in (*PICTURES, *(kind for kind in data if kind.startswith("image/"))):
         if kind in data:
-            content = data[kind].encode() if suffix == "svg" else base64.b64decode(data[kind])
+            suffix = PICTURES.get(kind, kind[6:])
+            try:
+                content = data[kind].encode() if suffix == "svg" else base64.b64decode(data[kind])
+            except ValueError:
+                content = b"no base64"  # which is no picture, as is said where it is placed
             name = f"output-{len(pictures)}.{suffix}"
             pictures[name] = content
             if strict:
                 complain("an image has no caption: save it and link it as ![caption](../figures/name.png){#fig:name}")
             size = (output.get("metadata") or {}).get(kind) or {}
-            add("picture", name, width=str((size.get("width") if isinstance(size, dict) else "") or ""))
+            size = size if isinstance(size, dict) else {}
+            add("picture", name, **{side: str(size.get(side) or "") for side in ("width", "height")})
             return
     if "text/markdown" in data:
         markdown(data["text/markdown"])
@@ -216,7 +237,7 @@ def _output(output, add, markdown, pictures, complain, strict) -> None:
     elif "application/json" in data:
         add("code", json.dumps(data["application/json"], indent=2, ensure_ascii=False), language="json")
     elif "text/plain" in data:
-        add("code", terminal(data["text/plain"]), language="output")
+        _printed(add, data["text/plain"], "output")
     elif "text/latex" in data:
         complain("an output of text/latex is no formula and is shown as its source")
         add("code", data["text/latex"], language="")
@@ -238,7 +259,9 @@ def picture(content: bytes, name: str) -> tuple[bytes, str]:
     try:
         if content.lstrip()[:5] == b"%PDF-":
             return content, "pdf"
-        if b"<svg" in content[:4096] or content[:5] == b"<?xml":
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)  # an .svgz
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"<svg" in content[:4096] or content[:5] == b"<?xml":
             root = ElementTree.fromstring(content)
             for element in root.iter():
                 if str(element.tag).endswith("foreignObject"):
@@ -248,6 +271,10 @@ def picture(content: bytes, name: str) -> tuple[bytes, str]:
                 ]
                 if any(not link.startswith("data:") for link in links):
                     raise ValueError("the SVG links to another file: embed it")
+            try:
+                content.decode()
+            except UnicodeDecodeError:  # typst reads no other encoding
+                content = ElementTree.tostring(root, "utf-8")
             return content, "svg"
         with Image.open(io.BytesIO(content)) as image:
             image.load()

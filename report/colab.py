@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lib import paths
+from report import build
 
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 CELL = Path(__file__).with_name("set_up_cell.py")
@@ -28,7 +29,7 @@ def link(repo: str = "") -> list[Path]:
     url = f"https://colab.research.google.com/github/{repo}/blob/{branch}/notebooks"
     badges = {path: f"[![Open in Colab]({BADGE})]({url}/{path.name})" for path in notebooks}
     cell = ADDRESS.sub(f'REPO = "https://github.com/{repo}"', CELL.read_text(encoding="utf-8").rstrip())
-    texts = {path: with_cell(path, cell, badges.get(path)) for path in [*notebooks, _report()]}
+    texts = {path: with_cell(path, cell, badges.get(path)) for path in [*notebooks, *_documents()]}
     readme, pyproject = paths.PROJECT / "README.md", paths.PROJECT / "pyproject.toml"
     texts[readme] = _with_badges(readme.read_text(encoding="utf-8"), badges)
     texts[pyproject] = _with_url(pyproject.read_text(encoding="utf-8"), f'Repository = "https://github.com/{repo}"')
@@ -48,8 +49,19 @@ def owner_and_name(repo: str) -> str:
     return short
 
 
+def address() -> str:
+    """The repository's address on GitHub: that in pyproject.toml, which ``link`` writes, else that of the git remote
+    origin; "" if there is none."""
+    text = (paths.PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    known = re.search(r'^Repository = "(.*)"$', text, re.M)
+    try:
+        return "https://github.com/" + owner_and_name(known[1] if known else _git("remote", "get-url", "origin"))
+    except ValueError:
+        return ""
+
+
 def with_cell(path: Path, cell: str, badge: str | None = None) -> str:
-    """The notebook with this set-up cell, and the badge above its title. Raises ValueError if it has no such cell."""
+    """The notebook with this set-up cell, and the badge below its title. Raises ValueError if it has no such cell."""
     try:
         nb = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -61,13 +73,20 @@ def with_cell(path: Path, cell: str, badge: str | None = None) -> str:
     nb["cells"][found]["source"] = cell.splitlines(True)
     title = next((n for n in sources if nb["cells"][n]["cell_type"] == "markdown"), None)
     if badge and title is not None:
-        prose = "\n".join(line for line in sources[title].split("\n") if BADGE not in line)
-        nb["cells"][title]["source"] = f"{badge}\n\n{prose.strip()}".splitlines(True)
+        nb["cells"][title]["source"] = _with_badge(sources[title], badge).splitlines(True)
     return json.dumps(nb, ensure_ascii=False, indent=1, sort_keys=True) + "\n"  # as nbformat does
 
 
-def _report() -> Path:
-    return paths.PROJECT / "report" / "report.ipynb"
+def _with_badge(text: str, badge: str) -> str:
+    """Markdown with the badge below its title, in place of an earlier one; a notebook begins with its title."""
+    text = re.sub(rf"\n*^.*{re.escape(BADGE)}.*$\n*", "\n\n", text, flags=re.M).strip()
+    title = re.search(r"^# .+$", text, re.M)
+    end = title.end() if title else 0
+    return "\n\n".join(part for part in (text[:end], badge, text[end:].lstrip("\n")) if part)
+
+
+def _documents() -> list[Path]:
+    return [paths.PROJECT / "report" / f"{name}.ipynb" for name in build.DOCUMENTS]
 
 
 def _with_badges(readme: str, badges: dict[Path, str]) -> str:
@@ -96,7 +115,7 @@ def _git(*arguments: str) -> str:
 # ---------------------------------------------------------------- on Colab
 
 
-def prepare(drive: str = "") -> None:
+def install(drive: str = "") -> None:
     """Install what the studies need and Colab lacks, say which GPU there is, and keep the records on Drive if a folder
     there is given. Raises OSError if pip fails."""
     missing, pins = lacking()
@@ -115,7 +134,7 @@ def prepare(drive: str = "") -> None:
         gpu = ""
     print(f"GPU: {gpu}" if gpu else "no GPU: Runtime > Change runtime type offers one; it is needed for training only")
     if drive:
-        print(f"records are kept in {keep(Path(drive))}")
+        print(f"records are kept in {keep_on_drive(Path(drive))}")
 
 
 def lacking() -> tuple[list[str], list[str]]:
@@ -138,7 +157,7 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def keep(drive: Path) -> Path:
+def keep_on_drive(drive: Path) -> Path:
     """Let results/ be a folder on Drive, which gets the lines of the records here that it lacks. Returns it."""
     here, there = paths.PROJECT / "results", drive / "angular-margin-study" / "results"
     if here.is_symlink():

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,21 @@ from lib import paths
 # pyproject.toml's groups, with the modules that their packages are imported as
 GROUPS = {
     "report": (
-        "IPython", "matplotlib", "nbclient", "nbconvert", "numpy", "PIL", "pypandoc", "pypdf", "tqdm", "typst", "yaml",
+        "IPython", "matplotlib", "nbclient", "nbconvert", "numpy", "pikepdf", "PIL", "pypandoc", "pypdf",
+        "tqdm", "typst", "yaml",
     ),
     "study": (
         "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "tabulate", "matplotlib", "PIL", "seaborn",
-        "joblib", "pytorch_metric_learning", "filelock", "tqdm",
+        "joblib", "pytorch_metric_learning", "filelock", "safetensors", "tqdm",
     ),
-    "notebooks": ("ipykernel", "ipywidgets", "jupyterlab"),
-    "dev": ("codespell_lib", "distributed", "hypothesis", "mypy", "pypdf", "pytest", "xdist", "ruff", "websocket"),
+    "notebooks": ("ipykernel", "jupyterlab"),
+    "site": ("sphinx", "myst_nb", "myst_parser", "furo", "sphinx-mathjax-offline"),
+    "dev": (
+        "codespell_lib", "distributed", "hypothesis", "mypy", "onnx", "onnxscript", "pypdf", "pytest", "xdist", "ruff",
+        "websocket",
+    ),
 }  # fmt: skip
+SITE = (3, 11)  # the Python that the web edition's packages need
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -57,8 +64,23 @@ def active() -> bool:
     return sys.prefix != sys.base_prefix or conda or "COLAB_RELEASE_TAG" in os.environ
 
 
+def at_least(version: tuple[int, int], what: str) -> None:
+    """Raises ValueError where the Python that runs the commands, this one or .venv's, is older than what needs."""
+    settings = paths.PROJECT / ".venv" / "pyvenv.cfg"
+    found, own = sys.version_info[:2], ""
+    if not active() and not _is_own() and python().exists() and settings.exists():
+        known = re.search(r"^version(?:_info)?\s*=\s*(\d+)\.(\d+)", settings.read_text(encoding="utf-8"), re.M)
+        found = (int(known[1]), int(known[2])) if known else found
+    if python().exists() and not active():
+        own = " without .venv"
+    if found < version:
+        needed, there = (".".join(map(str, one)) for one in (version, found))
+        raise ValueError(f"{what} needs Python {needed} or newer, this is {there}: call a newer one{own}")
+
+
 def lacking(groups: set[str]) -> list[str]:
     """The modules of these groups that this Python does not find."""
+    groups = groups if sys.version_info >= SITE else groups - {"site"}  # there it has no packages
     names = dict.fromkeys(name for group in GROUPS if group in groups for name in GROUPS[group])
     return [name for name in names if not importlib.util.find_spec(name)]
 

@@ -79,12 +79,15 @@ def formula(source: str, macros: dict[str, tuple[int, str]]) -> dict:
     if (wide := re.fullmatch(r"\s*\\displaystyle\b(.*)", text, re.S)) and not display:
         text, display = wide[1], True
     text = _expand(_define(re.sub(r"(?<!\\)%.*", "", text), macros), macros).strip()
+    if len(re.findall(r"\\tag\b", text)) > 1:  # typst numbers a formula, not its lines
+        text = re.sub(r"\\tag\*?\{(.*?)\}", r"\\qquad\\text{(\1)}", text)
     tag = re.search(r"\\tag\*?\{(.*?)\}", text)
     text = re.sub(r"\\tag\*?\{.*?\}|\\label\{.*?\}|\\no(?:number|tag)\b|\\(?:display|text)style\b", "", text).strip()
     outer = re.fullmatch(r"\\begin\{(\w+)(\*?)\}(.*)\\end\{\1\2\}", text, re.S)
     if outer and outer[1] in DISPLAYS and display:
         inner = DISPLAYS[outer[1]]
         text = f"\\begin{{{inner}}}{outer[3]}\\end{{{inner}}}" if inner else outer[3].strip()
+    text = _matrices(text)
     text = re.sub(r"\\(?:big|Big|bigg|Bigg)[lrm]?(?=\s*(?:[(\[|/)\].]|\\[{}|]|\\[lr]))\s*", "", text)
     text = re.sub(r"\{\\(rm|bf|it|cal|sf|tt)\b\s*([^{}]*)\}", lambda m: rf"\math{m[1]}{{{m[2]}}}", text)
     text = re.sub(r"\\;", r"\\ ", re.sub(r"\\!", "", text))
@@ -93,6 +96,25 @@ def formula(source: str, macros: dict[str, tuple[int, str]]) -> dict:
         text = re.sub(r"(?<!\\)(?<!left)(?<!right)\|([^|]+)\|", r"\\lvert \1\\rvert ", text)
     _check(text, display, source)
     return {"text": text, "display": display, "tag": tag[1] if tag else "", "source": source}
+
+
+# pandoc knows a matrix within its brackets; one of none is a pmatrix whose first cell begins with a mark, as
+# crossref.lua draws it
+BRACKETS = {"()": "pmatrix", "[]": "bmatrix", "||": "vmatrix", r"\{\}": "Bmatrix", r"\{.": "cases"}
+MATRIX = r"\\begin\{(?:matrix|array\}\s*\{[lcr\s]*)\}((?:(?!\\begin|\\end).)*)\\end\{(?:matrix|array)\}"
+
+
+def _matrices(text: str) -> str:
+    """text with SymPy's and LaTeX's matrices and arrays as those of amsmath."""
+
+    def bracketed(found):
+        name = BRACKETS.get(found[1] + found[3])
+        return f"\\begin{{{name}}}{found[2]}\\end{{{name}}}" if name else found[0]
+
+    text = re.sub(rf"\\left\s*(\\?.)\s*{MATRIX}\s*\\right\s*(\\?.)", bracketed, text, flags=re.S)
+    return re.sub(
+        MATRIX, lambda m: rf"\begin{{pmatrix}}\operatorname{{{chr(0xE010)}}}{m[1]}\end{{pmatrix}}", text, flags=re.S
+    )
 
 
 def _define(text: str, macros: dict) -> str:

@@ -21,7 +21,7 @@ CELLS = "its code cells"
 ADDRESS = re.compile(r'^REPO = ".*?"', re.M)  # the set-up cell has it: that cell finds lib and shows nothing
 FIGURE = re.compile(r"""(?:plots\.save|show)\(\s*\w+,\s*["']([\w.-]+)["']""")
 # what a kernel reads there is no source of what a notebook shows, or the notebook's own product
-NO_INPUTS = ("data", "figures", "notebooks", "report", "tests")
+NO_INPUTS = ("data", "figures", "notebooks", "report", "tests", "your_data")
 
 
 def code_cells(nb: dict) -> list[str]:
@@ -62,7 +62,7 @@ def stamp(nb: dict, read: set[str]) -> dict[str, str]:
     return {CELLS: _cells(nb), **hashes}
 
 
-def changed(source: Path, executed: Path) -> list[str]:
+def reasons(source: Path, executed: Path) -> list[str]:
     """Why the executed notebook is out of date: what has changed since; empty if nothing has. In the smoke profile
     executed is another file than source."""
     try:

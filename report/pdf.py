@@ -3,6 +3,7 @@ or OSError with one line that names the cause and the cure."""
 
 import base64
 import copy
+import datetime
 import io
 import json
 import re
@@ -16,13 +17,16 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import matplotlib
+import nbformat
 import numpy as np
+import pikepdf
 import pypandoc
 import typst
 import yaml
 from nbconvert.exporters import Exporter, TemplateExporter
 from PIL import Image
 from pypdf import PdfReader
+from pypdf.errors import PyPdfError
 from traitlets import Bool, Dict, default
 from traitlets.config import Config
 
@@ -47,8 +51,9 @@ class ReportExporter(TemplateExporter):
     be shown is logged, with its cell and section, and marked on the page. Title, author and date: of the notebook's
     metadata, of a raw first cell, of a metadata.yml beside the notebook; the title also of its only heading of level 1.
 
-    strict, for the report: nothing is marked, but raises ValueError; code and what it prints are shown only where
-    tagged ``listing``; metadata.yml and references.bib stand beside the notebook or in the project's report/.
+    strict, for the report: nothing is marked, but raises ValueError; every picture has an alternative text, its title:
+    ``![caption](file "text")``, as PDF/UA asks; code and what it prints are shown only
+    where tagged ``listing``; metadata.yml and references.bib stand beside the notebook or in the project's report/.
     """
 
     file_extension = ".pdf"
@@ -67,15 +72,30 @@ class ReportExporter(TemplateExporter):
             {"TagRemovePreprocessor": {"enabled": True, **REMOVED}, "CoalesceStreamsPreprocessor": {"enabled": False}}
         )
 
+    def from_file(self, file_stream, resources=None, **kwargs):
+        try:
+            text = file_stream.read()
+            text = text if isinstance(text, str) else text.decode()
+            nb = nbformat.reads(text.removeprefix("\ufeff"), as_version=4)
+        except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+            name = _name(resources or {})
+            raise ValueError(f"{name} is no notebook ({line(error)}): save it anew in Jupyter") from None
+        return self.from_notebook_node(nb, resources, **kwargs)
+
     def from_notebook_node(self, nb, resources=None, **kwargs):
-        numbers, headings = len(nb.cells), sections(nb)
         nb = _tagged(nb)
-        nb, resources = Exporter.from_notebook_node(self, nb, resources, **kwargs)
+        numbers, headings = len(nb.cells), sections(nb)
+        try:
+            nb, resources = Exporter.from_notebook_node(self, nb, resources, **kwargs)
+        except nbformat.ValidationError as error:
+            place = ".".join(map(str, error.absolute_path))
+            cause = f"the notebook's {place} is damaged ({line(error.message)})"
+            raise ValueError(f"{cause}: save it anew in Jupyter") from None
         resources["output_extension"] = self.file_extension
-        front = cells.front_matter(nb)
+        problems = []
+        front = cells.front_matter(nb, problems.append)
         _excluded(nb, self)
         home = Path(resources.get("metadata", {}).get("path") or ".").resolve()
-        problems = []
 
         def complain(message, cell=0):
             place = f"cell {cell}, section {headings[cell - 1]!r}: " if 0 < cell <= numbers else ""
@@ -87,17 +107,18 @@ class ReportExporter(TemplateExporter):
             part["cell"], part["section"] = places[part["cell"] - 1], headings[places[part["cell"] - 1] - 1]
         info = self._info(nb, front, home, resources)
         sources = _beside(home, "references.bib", self.strict)
-        keys = re.findall(r"^\s*@\w+\s*\{\s*([^,\s]+)", sources.read_text(encoding="utf-8"), re.M) if sources else []
-        job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": dict.fromkeys(keys, True)}
+        known = keys(sources) if sources else {}
+        job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": known}
         with tempfile.TemporaryDirectory() as work:  # typst reads nothing outside its root
-            document = json.loads(_pandoc(json.dumps(job), complain, f"--from={LAYOUT / 'notebook.lua'}", "--to=json"))
+            _copy_fonts(Path(work, "fonts"))
+            document = json.loads(pandoc(json.dumps(job), complain, f"--from={LAYOUT / 'notebook.lua'}", "--to=json"))
             attachments = {place: cell.get("attachments", {}) for place, cell in zip(places, nb.cells, strict=True)}
             _place_pictures(document, Path(work), home, pictures, attachments, complain)
             info["title"] = info["title"] or _text(document["meta"].get("title", "")) or _name(resources)
             if sources:
                 shutil.copy(sources, Path(work, "references.bib"))
-            source = _pandoc(
-                json.dumps(document), complain, "--from=json", "--to=typst",
+            source = pandoc(
+                json.dumps(document), complain, "--from=json", "--to=typst-smart" if self.strict else "--to=typst",
                 "--columns=250", f"--template={LAYOUT / 'report.typ'}", f"--lua-filter={LAYOUT / 'crossref.lua'}",
             )  # fmt: skip
             if self.strict and problems:  # without a page to look at
@@ -117,7 +138,10 @@ class ReportExporter(TemplateExporter):
     def _info(self, nb, front: dict, home: Path, resources: dict) -> dict[str, str]:
         info = dict.fromkeys(TITLE_BLOCK, "") | {"strict": "yes" if self.strict else ""}
         if self.strict:
-            return info | title_block(_beside(home, "metadata.yml", True)) | self.title_block
+            info |= title_block(_beside(home, "metadata.yml", True)) | self.title_block
+            if _name(resources) != "report":
+                info["title"] = f"{_name(resources).capitalize()} to “{info['title'].split(':')[0]}”"
+            return info
         beside = _beside(home, "metadata.yml", False)
         for entries in yaml.safe_load(beside.read_text(encoding="utf-8")) if beside else {}, nb.metadata, front:
             info |= _entries(entries or {})
@@ -137,8 +161,15 @@ def _entries(entries: dict) -> dict[str, str]:
     found = {key: str(value).strip() for key, value in found.items()}
     if names:
         found["author"] = ", ".join(name for name in names if name)
-    day = re.match(r"\d{4}-\d{2}-\d{2}", found.get("date", ""))
-    return {**found, "date": day[0]} if day else {key: value for key, value in found.items() if key != "date"}
+    day = re.match(r"\d{4}-\d{2}-\d{2}", found.pop("date", ""))
+    return {**found, "date": day[0]} if day and _is_day(day[0]) else found
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", text) and datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def title_block(path: Path) -> dict[str, str]:
@@ -148,7 +179,7 @@ def title_block(path: Path) -> dict[str, str]:
         info = {key: str(entries[key]).strip() for key in TITLE_BLOCK}
     except (KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} ({line(error)}): give each of {', '.join(TITLE_BLOCK)}") from None
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", info["date"]):
+    if not _is_day(info["date"]):
         raise ValueError(f"{path}: the date {info['date']!r} is not of the form 2026-01-31")
     return info
 
@@ -161,16 +192,42 @@ def _beside(home: Path, name: str, strict: bool) -> Path | None:
     return path
 
 
+def keys(path: Path) -> dict[str, bool]:
+    """The keys of a file of sources, as notebook.lua looks them up."""
+    return dict.fromkeys(re.findall(r"^\s*@\w+\s*\{\s*([^,\s]+)", path.read_text(encoding="utf-8"), re.M), True)
+
+
 def _name(resources: dict) -> str:
     return resources.get("metadata", {}).get("name") or "Notebook"
 
 
 def _tagged(nb):
-    """A copy whose tags are written in one way, remove-input, and whose cells know their number."""
+    """A copy whose tags are written in one way, remove-input, and whose cells know their number. What other programs
+    than Jupyter leave out or write otherwise is put in order."""
     nb = copy.deepcopy(nb)
+    title, authors = nb.metadata.get("title", ""), nb.metadata.get("authors", [])
+    if not isinstance(title, str):
+        nb.metadata["title"] = ": ".join(map(str, title)) if isinstance(title, list) else str(title)
+    if not isinstance(authors, list):
+        nb.metadata["authors"] = [authors]
     for number, cell in enumerate(nb.cells, 1):
+        cell.source = cell.get("source") or ""
+        if not isinstance(cell.metadata.get("jupyter", {}), dict):
+            del cell.metadata["jupyter"]
+        if not cell.get("attachments", True):
+            del cell["attachments"]
+        if cell.cell_type == "code":
+            cell.setdefault("outputs", [])
+            cell.setdefault("execution_count", None)
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.setdefault("name", "stdout")
+            elif output.output_type in ("display_data", "execute_result"):
+                output.setdefault("metadata", nbformat.NotebookNode())
         cell.metadata["place"] = number
-        if tags := cell.metadata.get("tags"):
+        tags = cell.metadata.pop("tags", None) or []
+        tags = [str(tag) for tag in ([tags] if isinstance(tags, str) else tags)]
+        if tags:
             cell.metadata["tags"] = list(dict.fromkeys([*tags, *(tag.lower().replace("_", "-") for tag in tags)]))
         if cell.metadata.get("hide_input"):
             cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
@@ -193,7 +250,7 @@ def _excluded(nb, exporter) -> None:
             cell.outputs = []
 
 
-def _pandoc(text: str, complain, *options: str) -> str:
+def pandoc(text: str, complain, *options: str) -> str:
     """What pandoc makes of text; its warnings, and those of the filters as "cell<tab>message", are complained of."""
     command = [pypandoc.get_pandoc_path(), *options]
     done = subprocess.run(command, input=text.encode(), capture_output=True, env={"LC_ALL": "C.UTF-8"})
@@ -227,12 +284,18 @@ def _place_pictures(document: dict, work: Path, home: Path, outputs: dict, attac
     for number, (node, cell) in enumerate(_walk(document["blocks"])):
         if node["t"] != "Image":
             continue
-        attributes, caption, (target, _) = node["c"]
+        attributes, caption, (target, title) = node["c"]
         own = target in outputs
         try:
             content = outputs[target] if own else _fetched(target, home, attachments.get(cell, {}))
-            content, suffix = cells.picture(content, "in the output" if own else target[:100])
-            size = _width(dict(attributes[2]), content, suffix, own)
+            name = "in the output" if own else target[:100]
+            content, suffix = cells.picture(content, name)
+            size = _size(dict(attributes[2]), content, suffix, own)
+            size += [["alt", title]] if title else []
+            if suffix == "svg":
+                content = _legible(content, name, work, lambda message, cell=cell: complain(message, cell))
+            if more := _more(content, suffix):
+                complain(f"image {name} has {more}, of which the first is shown: save the others too", cell)
             if suffix == "pdf":
                 content, suffix = _drawn(content, target, work), "png"
         except ValueError as error:
@@ -254,7 +317,10 @@ def _fetched(target: str, home: Path, attachments: dict) -> bytes:
         found = attachments.get(unquote(target[11:])) or attachments.get(target[11:])
         if not found:
             raise ValueError(missing)
-        return base64.b64decode(next(iter(found.values())))
+        try:
+            return base64.b64decode(next(iter(found.values())))
+        except ValueError:
+            return b"no base64"  # which is no picture either
     try:
         if re.match(r"(https?|data):", target):
             with urllib.request.urlopen(target, timeout=10) as answer:
@@ -272,15 +338,61 @@ def _fetched(target: str, home: Path, attachments: dict) -> bytes:
         raise ValueError(f"image {target[:60]} cannot be read ({line(error)}): replace it") from None
 
 
-def _width(given: dict, content: bytes, suffix: str, output: bool) -> list:
+def _points(value) -> float | None:
+    """A length in pixels, as HTML and notebooks give it, in points; None for percents and what is no length."""
+    pixels = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:px)?\s*", str(value or ""))
+    return float(pixels[1]) * 0.75 if pixels else None
+
+
+def _size(given: dict, content: bytes, suffix: str, output: bool) -> list:
     """The attributes of a picture on the page: an output as wide as on the screen, none wider than the text."""
-    if output and "width" not in given and suffix not in ("svg", "pdf"):
-        given["width"] = f"{Image.open(io.BytesIO(content)).width}px"
-    pixels = re.fullmatch(r"(\d+(?:\.\d+)?)(?:px)?", given.get("width", ""))
-    if pixels:
-        points = float(pixels[1]) * 0.75
+    given |= dict(re.findall(r"(?<![\w-])(width|height)\s*:\s*([\d.]+(?:px|%))", given.get("style", "")))
+    height = _points(given.get("height"))
+    if suffix not in ("svg", "pdf") and "width" not in given:
+        wide, high = Image.open(io.BytesIO(content)).size
+        if height:
+            given["width"] = f"{height / 0.75 * wide / high}px"
+        elif output:
+            given["width"] = f"{wide}px"
+    points = _points(given.get("width"))
+    if points:
         given["width"] = "100%" if points > TEXT else f"{points:.0f}pt"
+    elif height and "width" not in given:
+        return [["height", f"{height:.0f}pt"]]
     return [[key, value] for key, value in given.items() if key == "width"]
+
+
+def _legible(content: bytes, name: str, work: Path, complain) -> bytes:
+    """An SVG whose signs without a glyph are boxes: typst may look for their font for ever. Raises ValueError with its
+    name where it cannot be drawn."""
+    text, fonts = content.decode(), work / "fonts"
+    text = re.sub(r"&#(\d{3,6});", lambda m: chr(int(m[1])), text)
+    lacking = _lacking(text, work, fonts, own=True)
+    lacking = _lacking("".join(lacking), work, fonts, own=False)
+    for sign in lacking:
+        text = text.replace(sign, "□")
+    (work / "tried.svg").write_text(text, encoding="utf-8")
+    (work / "tried.typ").write_text('#image("tried.svg")')
+    try:
+        _compiler(work, fonts, True, {}, "tried.typ").compile(format="pdf")
+    except typst.TypstError as error:
+        cause = re.sub(r" in tried\.svg", "", line(error.message))
+        raise ValueError(f"image {name} cannot be read ({cause}): replace it") from None
+    if lacking:
+        complain(f"no font here shows {_listed(lacking)} in image {name}: install Noto or write it otherwise")
+    return text.encode()
+
+
+def _more(content: bytes, suffix: str) -> str:
+    """The number of a PDF's pages or of a moving picture's frames, "" for one."""
+    if suffix == "pdf":
+        try:
+            count, kind = len(PdfReader(io.BytesIO(content)).pages), "pages"
+        except PyPdfError:  # as is said where it is drawn
+            return ""
+    else:
+        count, kind = 1 if suffix == "svg" else getattr(Image.open(io.BytesIO(content)), "n_frames", 1), "frames"
+    return f"{count} {kind}" if count > 1 else ""
 
 
 def _drawn(content: bytes, name: str, work: Path) -> bytes:
@@ -300,22 +412,24 @@ def _drawn(content: bytes, name: str, work: Path) -> bytes:
 
 def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, complain, where) -> bytes:
     """The PDF, the same bytes for the same inputs. Raises ValueError where typst can make none."""
-    fonts = work / "fonts"  # of matplotlib's, those that a figure with text as text names
-    fonts.mkdir()
-    for font in Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf"):
-        shutil.copy(font, fonts)
+    fonts = work / "fonts"
     (work / "report.typ").write_text(source, encoding="utf-8")
 
+    figures = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("image-*.svg")))
     try:
-        own, lacking = True, _lacking(source + "".join(info.values()), work, fonts, own=True)
+        own, lacking = True, _lacking(source + "".join(info.values()) + figures, work, fonts, own=True)
         if lacking:
-            own, lacking = False, _lacking(lacking, work, fonts, own=False)
+            own, lacking = False, _lacking("".join(lacking), work, fonts, own=False)
+        cells_of: dict[int, list[str]] = {}
         for sign in lacking:
-            complain(f"no font here shows {sign!r} ({_sign(sign)}): install Noto or write it otherwise", where(sign))
+            cells_of.setdefault(where(sign), []).append(sign)
+        for cell, signs in cells_of.items():
+            complain(f"no font here shows {_listed(signs)}: install Noto or write it otherwise", cell)
         rules = "".join(f'#show "{sign}": "⟨{_sign(sign)}⟩"\n' for sign in lacking)
         (work / "report.typ").write_text(rules + source, encoding="utf-8")
         made = _compiler(work, fonts, own, info)
-        pdf, warnings = made.compile_with_warnings(format="pdf")
+        # the report is PDF/UA: every picture and formula has an alternative text
+        pdf, warnings = made.compile_with_warnings(format="pdf", pdf_standards="ua-1" if info["strict"] else [])
     except typst.TypstError as error:
         raise ValueError(f"report: {line(error.message)}") from None
     for warning in warnings:
@@ -327,7 +441,22 @@ def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, comp
         complain(f"page {page} holds something wider than its text: break or shorten it")
     for kind, (there, wanted) in _holes(pdf, counted).items():
         complain(f"the PDF holds {there} of {wanted} {kind}")
-    return pdf
+    return _packed(pdf)
+
+
+def _copy_fonts(fonts: Path) -> None:
+    """Of matplotlib's fonts, those that a figure with text as text names."""
+    fonts.mkdir()
+    for font in Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf"):
+        shutil.copy(font, fonts)
+
+
+def _packed(pdf: bytes) -> bytes:
+    """The same PDF, a quarter smaller: typst writes every object on its own, the thousands that tag the text too."""
+    file = io.BytesIO()
+    with pikepdf.open(io.BytesIO(pdf)) as whole:
+        whole.save(file, object_stream_mode=pikepdf.ObjectStreamMode.generate, deterministic_id=True)
+    return file.getvalue()
 
 
 def _compiler(work: Path, fonts: Path, own: bool, info: dict[str, str], name: str = "report.typ") -> typst.Compiler:
@@ -346,26 +475,28 @@ def _unshown(compiler: typst.Compiler) -> str:
     return ""
 
 
-def _lacking(text: str, work: Path, fonts: Path, own: bool) -> str:
+def _lacking(text: str, work: Path, fonts: Path, own: bool) -> list[str]:
     """The signs of text for which no font has a glyph; own: of those within typst and matplotlib."""
     signs = {sign for sign in text if ord(sign) > 0x24F and unicodedata.category(sign)[0] not in "MZC"}
     signs |= {sign for sign in text if unicodedata.category(sign) == "Co"}
-    lacking = ""
-    while signs:
-        written = json.dumps(" ".join(sorted(signs)), ensure_ascii=False)
-        page = "#set document(date: datetime(year: 1970, month: 1, day: 1))\n"
-        page += f'#set text(font: "New Computer Modern")\n#{written}'
-        (work / "signs.typ").write_text(page, encoding="utf-8")
-        sign = _unshown(_compiler(work, fonts, own, {}, "signs.typ"))
-        if not sign or sign[0] not in signs:
-            break
-        lacking += sign[0]
-        signs -= {sign[0]}
-    return lacking
+    if not signs:
+        return []
+    # each on a page of its own, where pypdf reads the missing glyph as a zero
+    page = '#set page(width: 80pt, height: 40pt)\n#set text(font: "New Computer Modern")\n'
+    page += "#pagebreak()\n".join(f"#{json.dumps(sign, ensure_ascii=False)}\n" for sign in sorted(signs))
+    (work / "signs.typ").write_text(page, encoding="utf-8")
+    made = PdfReader(io.BytesIO(_compiler(work, fonts, own, {}, "signs.typ").compile(format="pdf")))
+    return [sign for sign, one in zip(sorted(signs), made.pages, strict=True) if "\0" in one.extract_text()]
+
+
+def _listed(signs: list[str]) -> str:
+    shown = ", ".join(f"{sign!r} ({_sign(sign)})" for sign in signs[:3])
+    return shown + f" and {len(signs) - 3} more signs" * (len(signs) > 3)
 
 
 def _sign(sign: str) -> str:
-    return unicodedata.name(sign, f"U+{ord(sign):04X}").lower()
+    name = unicodedata.name(sign, "").lower()
+    return name if name and not re.search(r"ideograph|syllable", name) else f"U+{ord(sign):04X}"
 
 
 def _overflowing(compiler: typst.Compiler) -> list[int]:
@@ -429,8 +560,8 @@ def _holes(pdf: bytes, counted: Counter) -> dict[str, tuple[int, int]]:
     return {kind: (found[kind], wanted) for kind, wanted in counted.items() if found[kind] < wanted}
 
 
-def report(**title: str) -> bytes:
-    """The PDF of the executed report notebook; title replaces entries of its title block."""
-    path = paths.folder("report") / "report.ipynb"
+def report(name: str = "report", **title: str) -> bytes:
+    """The PDF of one of ``build.DOCUMENTS``, from its executed notebook; title replaces entries of its title block."""
+    path = paths.folder("report") / f"{name}.ipynb"
     exporter = ReportExporter(title_block=title, strict=True)
-    return exporter.from_notebook_node(read(path), {"metadata": {"path": str(path.parent)}})[0]
+    return exporter.from_notebook_node(read(path), {"metadata": {"path": str(path.parent), "name": name}})[0]

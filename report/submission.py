@@ -7,13 +7,14 @@ import zipfile
 from pathlib import Path
 
 from lib import paths
-from report import freshness
+from report import build, freshness
 
 # folders whose files go into the zip, and what else somebody needs to run them
-CODE = ("lib", "lib/heads", "lib/sets", "studies", "course", "benchmarks", "report", "report/layout", "tests")
+CODE = ("lib", "lib/heads", "lib/sets", "studies", "course", "benchmarks", "report", "report/layout", "report/site")
+CODE += ("report/site/pages", "tests")
 SUFFIXES = (".py", ".js", ".mplstyle", ".typ", ".lua", ".yml", ".bib")
 OTHERS = ("README.md", "LICENSE", "pyproject.toml", "uv.lock", "requirements.txt", "environment.yml")
-OTHERS += ("docs/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz")
+OTHERS += ("docs/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz", "results/weights/*.safetensors")
 SUBMISSION = "run `make submission LASTNAME=Lovelace FIRSTNAME=Ada ID=1234567`"
 
 
@@ -32,7 +33,10 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     others = (p for pattern in OTHERS for p in here.glob(pattern))
     files = {p.relative_to(here).as_posix(): p.read_bytes() for p in (*code, *others)}
     missing = []
-    for path in [*sorted(paths.folder("notebooks").glob("*.ipynb")), paths.folder("report") / "report.ipynb"]:
+    for path in [
+        *sorted(paths.folder("notebooks").glob("*.ipynb")),
+        *(paths.folder("report") / f"{name}.ipynb" for name in build.DOCUMENTS),
+    ]:
         nb = read(path)
         script = PythonExporter(exclude_input_prompt=True).from_notebook_node(nb)[0]
         files[f"{path.parent.name}/{path.stem}.py"] = script.encode()
@@ -40,7 +44,9 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: run `make report`")
     files |= {f"figures/{p.name}": p.read_bytes() for p in paths.folder("figures").glob("*.png")}
-    files[f"{stem}.pdf"] = report(author=f"{_name(firstname)} {_name(lastname)}", id=id.strip())
+    author = {"author": f"{_name(firstname)} {_name(lastname)}", "id": id.strip()}
+    files[f"{stem}.pdf"] = report(**author)
+    files["supplement.pdf"] = report("supplement", **author)
     target = paths.folder(f"{stem}.zip")
     paths.write(target, _zip(files))
     return target

@@ -7,18 +7,28 @@
     python -m studies claims [7 ...]      write the ledger of the documents' claims, or train and print some of them
 
 Every finished run is recorded at once in results/, so an interrupted call goes on where it stopped.
-RETRAIN=1 trains anew what is recorded.
+RETRAIN=1 trains again what is recorded, into results/again/, and shows both.
 """
 
 import argparse
-import statistics
 import sys
 import time
 
-import torch
-
 from lib import data, device, paths
-from studies import ablation, beyond_accuracy, claims, controlled, margin_maps, omniglot, records, replicas, runs, s1
+from studies import (
+    ablation,
+    again,
+    beyond_accuracy,
+    claims,
+    controlled,
+    margin_maps,
+    omniglot,
+    records,
+    replicas,
+    runs,
+    s1,
+)
+from studies import machine as own_machine
 from studies import tuning as earlier_tuning
 from studies.study import Incomplete, Study
 
@@ -26,7 +36,7 @@ MODULES = (runs, earlier_tuning, controlled, omniglot, ablation, beyond_accuracy
 STUDIES = {study.name: study for module in MODULES for study in module.STUDIES}
 
 
-def find(name: str) -> list[Study]:
+def named(name: str) -> list[Study]:
     """The study of that name, those that share the file of that name, or the runs that results/<name>.jsonl records.
     Raises ValueError if there is none of these."""
     if found := [study for study in STUDIES.values() if name in (study.name, study.file)]:
@@ -40,10 +50,13 @@ def find(name: str) -> list[Study]:
 def train(studies: list[Study], full: bool = False, *, n_jobs: int = 1, budget: float | None = None) -> None:
     """Train what these studies lack, and before each the study whose records its plan needs."""
     start = time.time()
-    for study in dict.fromkeys(part for one in studies for part in (*_needed(one), one)):
+    for study in dict.fromkeys(part for one in studies for part in (*_needed(one) * (not paths.retrain()), one)):
         left = None if budget is None else budget - (time.time() - start)
         try:
-            study.train(full, n_jobs=n_jobs, budget=left)
+            if paths.retrain():
+                again.train(study, full, n_jobs=n_jobs, budget=left)
+            else:
+                study.train(full, n_jobs=n_jobs, budget=left)
         except Incomplete as error:  # the budget ended before the study that it needs was complete
             print(f"{study.name} waits: {error}")
 
@@ -65,10 +78,8 @@ def listing(full: bool = False) -> str:
             lines.append(f"{study.name:25}  {'waits':>11}  {'':>10}  {study.question} ({error})")
             continue
         done = [found[run] for run in planned if run in found]
-        seconds = [record["seconds"] for record in done if record["device"] == here]
-        seconds = seconds or [record["seconds"] for record in done or found.values()]
         missing = len(planned) - len(done)
-        hours = f"{missing * statistics.median(seconds) / 3600:.1f}" if seconds else "unknown"
+        hours = again.hours(missing, done or found.values())
         recorded = f"{len(done)} of {len(planned)}"
         lines.append(f"{study.name:25}  {recorded:>11}  {hours if missing else '-':>10}  {study.question}")
     return "\n".join(
@@ -99,20 +110,20 @@ def main(arguments: list[str] | None = None) -> None:
         if options.list:
             print(listing(options.full))
         elif options.names == ["data"]:
-            for name in ("mnist", "cifar10", "omniglot"):
+            for name in data.SETS:
                 print(f"data/ holds {name}: {len(data.load(name, paths.PROJECT / 'data').test)} test images")
         elif options.names[:1] == ["claims"]:
             numbers = claims.numbers(options.names[1:])
             train(claims.needed(numbers), **settings)
-            print(claims.printed(numbers)) if numbers else claims.write(claims.ledger(replicas.recorded()))
+            print(claims.printed(numbers)) if numbers else claims.write_ledger(claims.ledger(replicas.recorded()))
         else:
-            train([study for name in options.names or STUDIES for study in find(name)], **settings)
-    except torch.OutOfMemoryError:
-        sys.exit("error: the device has no memory left: lower --jobs")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+            train([study for name in options.names or STUDIES for study in named(name)], **settings)
     except KeyboardInterrupt:
         sys.exit("interrupted: what had finished is recorded")
+    except Exception as error:
+        if said := own_machine.explained(error):
+            sys.exit(f"error: {said}")
+        raise
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import functools
 
 import pandas as pd
 
-from studies import records, runs, smoke, tuning
+from studies import records, runs, tuning
 from studies.study import Study
 
 SEEDS = 3
@@ -66,7 +66,7 @@ def finished() -> pd.DataFrame:
     """The rows of the complete seeds, of those for a GPU if there are any, with the arm's name as head and apart: is
     its noise its own? Raises ValueError if there are none."""
     full = ABLATION.for_gpu()
-    names = {smoke.shrink(run): name for run, name in arm_runs(full=full).items()}
+    names = ABLATION.arms(full)
     found = ABLATION.complete(full)
     frame = records.frame(found.values())
     return frame.assign(head=[names[run] for run in found]).assign(apart=lambda rows: rows["head"].isin(LOCKING))

@@ -31,7 +31,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from lib import data as datasets
 from lib import losses, metrics, models, train
-from studies import records, runs, statistics, tables, tuning
+from studies import checked, records, runs, statistics, tuning
 from studies.study import Incomplete, Study
 from studies.unseen import FAR as FAR  # the false accept rates of verification
 from studies.unseen import retrieval, verification
@@ -43,6 +43,11 @@ QUESTIONS = {
     "few examples": (1000, 100, 10),
     "distortions": (0,),
 }
+# the smallest and the largest level of a question
+LEVELS = {
+    "open set": (2, 10**6), "long tail": (1, 10**6), "label noise": (0, 1), "few examples": (1, 10**9),
+    "distortions": (0, 0),
+}  # fmt: skip
 QUESTION_TEXTS = {
     "open set": "Classes never seen: verification, retrieval, rejection",
     "long tail": "Rare classes",
@@ -112,8 +117,18 @@ class Run(runs.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.question not in QUESTIONS:
-            raise ValueError(f"unknown question {self.question!r}: choose one of {', '.join(QUESTIONS)}")
+        checked.choose("question", self.question, QUESTIONS)
+        if self.data in runs.IMAGES:
+            self.check_classes(runs.IMAGES[self.data][1])
+        low, high = LEVELS[self.question]
+        whole = self.question == "label noise" or self.level == int(self.level)
+        if not whole or not low <= self.level <= high:
+            raise ValueError(f"{self.question}: level must lie from {low:,} to {high:,}, got {self.level:g}")
+
+    def check_classes(self, C: int) -> None:
+        """Raises ValueError if C classes are too few for the run's question."""
+        if self.question == "open set" and not 2 <= self.level <= C - 2:
+            raise ValueError(f"{self.level:g} of {C} classes are seen: an open set needs two seen and two unseen ones")
 
 
 # ---------------------------------------------------------------- the changed data
@@ -167,8 +182,7 @@ def prepare(run: Run) -> tuple[datasets.Data, datasets.Split]:
     data = dataclasses.replace(data, val=data.val[:1000])  # enough to watch a training
     size = run.train_size or len(data.train)
     C = len(data.classes)
-    if run.question == "open set" and not 2 <= run.level <= C - 2:
-        raise ValueError(f"{run.level:g} of {C} classes are seen: an open set needs two seen and two unseen ones")
+    run.check_classes(C)
     order = class_order(C, run.seed)
     seen = order[: int(run.level)] if run.question == "open set" else order
     unseen = only(data.test, order[len(seen) :])
@@ -242,8 +256,10 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
     start = time.process_time()
     data, unseen = prepare(run)
     model, history = runs.fit(run, data, progress)
-    measured = measure(run, model, data, unseen)
-    measured["core_minutes"] = (time.process_time() - start) / 60
+
+    def measured():
+        return measure(run, model, data, unseen) | {"core_minutes": (time.process_time() - start) / 60}
+
     return model, records.record(run, measured, history, data.train.labels.device, history["seconds"][-1])
 
 
@@ -276,7 +292,7 @@ def measure(run: Run, model: models.Classifier, data: datasets.Data, unseen: dat
 # ---------------------------------------------------------------- all runs
 
 
-def heads(question: str) -> tuple[str, ...]:
+def losses_of(question: str) -> tuple[str, ...]:
     """The losses that a question compares."""
     return tuning.LOSSES + EXTRA.get(question, ())
 
@@ -294,7 +310,7 @@ def question_runs(name: str, question: str, full: bool = False) -> list[Run]:
     """The runs of a question on a data set, seeds in the outer loop; full: the settings for a GPU."""
     changes, seeds = SETTINGS["full" if full else "cpu"][name]
     tuned, planned = constants(name), []
-    for seed, level, head in itertools.product(range(seeds), QUESTIONS[question], heads(question)):
+    for seed, level, head in itertools.product(range(seeds), QUESTIONS[question], losses_of(question)):
         config = dataclasses.asdict(runs.recipe(name, head, seed, constants=tuned.get(head, ())))
         planned.append(Run(**config | changes | {"question": question, "level": level}))
     return planned
@@ -346,24 +362,13 @@ def difference(rows: pd.DataFrame, metric: str, reference: str = "Softmax", only
     return statistics.differences(averaged, metric, reference, only, 100)
 
 
-def summary(rows: dict[str, pd.DataFrame], reference: str = "Softmax", only=None) -> dict[str, pd.DataFrame]:
+def by_label(rows: dict[str, pd.DataFrame], reference: str = "Softmax", only=None) -> dict[str, pd.DataFrame]:
     """``difference`` in what ``SUMMARY`` shows, by its labels; rows: by question, of one data set."""
     return {
         label: difference(rows[question], metric, reference, only)
         for label, (question, metric) in SUMMARY.items()
         if len(rows[question])
     }
-
-
-def reading(table: pd.DataFrame, reference: str = "Softmax", digits: int = 1) -> str:
-    """A table of ``difference`` as a sentence without its full stop: which losses lie above and below the
-    reference, by how many points, and which differences are not shown."""
-    parts = []
-    for verdict, rows in table.groupby("verdict", sort=False):
-        shown = verdict in ("higher", "lower")
-        names = [f"{head} {tables.bracket(row, digits)}" if shown else head for head, row in rows.iterrows()]
-        parts.append(f"{verdict} than {reference}: " * shown + f"{verdict}: " * (not shown) + ", ".join(names))
-    return "; ".join(sorted(parts, key=lambda part: not part.startswith(("higher", "lower"))))
 
 
 def strengths(rows: pd.DataFrame) -> pd.DataFrame:

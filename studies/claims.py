@@ -3,7 +3,7 @@
 What is typed stands in results/claims_source.csv: the claims in substance, the tests in words, and which
 statistic of which runs each takes. Figures and verdicts are computed here, from the records, and go to
 results/claims.csv. ``python -m studies claims`` writes it; ``python -m studies claims 7`` trains what claim 7
-lacks (with RETRAIN=1 all of its runs) and prints it.
+lacks (with RETRAIN=1 it trains all of them again, and shows both) and prints it.
 """
 
 import functools
@@ -111,7 +111,7 @@ METRICS = {  # beyond those of the record
 }
 
 
-def measured(record: dict, metric: str) -> float:
+def metric_of(record: dict, metric: str) -> float:
     """A metric of a record, one of METRICS, or "test_accuracy @5" for its value after five epochs."""
     name, _, epoch = metric.partition(" @")
     if epoch:
@@ -128,7 +128,7 @@ def sample(found: dict, plans: str, name: str, metric: str) -> tuple[pd.Series, 
     epochs, by_seed = next((found[plan] for plan in plans.split() if plan in found), (0, {}))
     if not by_seed:
         raise Incomplete(f"no runs of {plans} are recorded")
-    values = pd.Series({seed: measured(runs[name], metric) for seed, runs in by_seed.items()})
+    values = pd.Series({seed: metric_of(runs[name], metric) for seed, runs in by_seed.items()})
     records = [runs[name] for runs in by_seed.values()]
     own, read = records[0]["config"]["epochs"], int(metric.partition(" @")[2] or epochs)
     if own != epochs or read < epochs:  # of a length that does not depend on the plan's, or read before the end
@@ -216,7 +216,7 @@ def harder(found, row):
     return readings[0], effect_verdict(*readings)
 
 
-def grid(found: dict) -> tuple[pd.DataFrame, str, bool]:
+def s5_grid(found: dict) -> tuple[pd.DataFrame, str, bool]:
     """Test accuracy (%) of S5's grid, one row per (m2, m3) and one column per seed; its setting."""
     if "s5_grid" not in found:
         raise Incomplete("no runs of s5_grid are recorded")
@@ -228,7 +228,7 @@ def grid(found: dict) -> tuple[pd.DataFrame, str, bool]:
 
 def outlier(found, row):
     """Does a value of S5's table lie where one more run would, of any m (a: alone) or pair (a: combined)?"""
-    table, setting, reduced = grid(found)
+    table, setting, reduced = s5_grid(found)
     runs = table[(table.index.get_level_values(1) > 0) == (row.a == "combined")].to_numpy().ravel()
     figure = Figure(*prediction(runs), len(runs), setting, reduced)
     return figure, value_verdict(figure, row.published, row.tolerance)
@@ -236,7 +236,7 @@ def outlier(found, row):
 
 def best(found, row):
     """Is the mean accuracy of some margins (a) above that of others (b), seed by seed?"""
-    table, setting, reduced = grid(found)
+    table, setting, reduced = s5_grid(found)
     m2, m3 = (table.index.get_level_values(i) for i in (0, 1))
     rows = {"alone": m3 == 0, "combined": m3 > 0, "0.50": (m2 == 0.5) & (m3 == 0)}
     rows["(0.40, 0.20)"] = (m2 == 0.4) & (m3 == 0.2)
@@ -248,7 +248,7 @@ def best(found, row):
 def margins(found, row):
     """Variance between the twenty m, in units of that between seeds: analysis of variance, seeds as blocks. Its
     estimate can fall below 0, what it estimates cannot: such an interval reverses nothing."""
-    table, setting, reduced = grid(found)
+    table, setting, reduced = s5_grid(found)
     table = table[table.index.get_level_values(1) == 0]
     (a, n), df = table.shape, (len(table) - 1) * (table.shape[1] - 1)
     if not df:
@@ -368,7 +368,7 @@ def main_records(name: str) -> dict:
     return records.read(paths.PROJECT / "results" / f"{name}.jsonl", runs.Config)
 
 
-def sections() -> set[str]:
+def report_sections() -> set[str]:
     report = json.loads((paths.PROJECT / "report" / "report.ipynb").read_text(encoding="utf-8"))
     return {line.split(" {")[0] for cell in report["cells"] for line in "".join(cell["source"]).splitlines()}
 
@@ -394,7 +394,7 @@ DELIVERED = {
     "zip": lambda: "Project1" in (paths.PROJECT / "report" / "submission.py").read_text(encoding="utf-8"),
     "figures": lambda: {path.suffix for path in (paths.PROJECT / "figures").iterdir()} == {".png"},
     "report": lambda: (
-        (paths.PROJECT / "report" / "report.pdf").exists() and {"## Results", "## Conclusion"} <= sections()
+        (paths.PROJECT / "report" / "report.pdf").exists() and {"## Results", "## Conclusion"} <= report_sections()
     ),
 }
 
@@ -451,7 +451,7 @@ def ledger(recorded: dict, numbers=None) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("number")
 
 
-def write(table: pd.DataFrame) -> None:
+def write_ledger(table: pd.DataFrame) -> None:
     """Write results/claims.csv, whole or not at all. Raises OSError."""
     paths.write(paths.folder("results") / "claims.csv", table.to_csv())
 

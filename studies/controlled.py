@@ -11,28 +11,29 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from studies import records, runs, search, smoke, verdicts
+from studies import records, runs, search, verdicts
 from studies.study import Study
 
 MEASURE = "val_accuracy"  # chooses
 PRIMARY = ("AdaLoss", "ArcFace")
 CORE = ("ArcFace", "AdaLoss", "Softmax", "NormFace")
-LOSSES = (*CORE, "SphereFace", "CosFace", "CombinedMargin", "CurricularFace", "AdaFace")
 SEEDS, SECONDARY_SEEDS, LONG_SEEDS = 20, 10, 5
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all losses of a data set; bound: of equivalence, in points of test accuracy."""
+    """What is the same for all losses of a data set, and which these are; bound: of equivalence, in points of test
+    accuracy."""
 
     title: str
     bound: float
+    losses: tuple[str, ...]
     changes: dict
 
 
 SETTINGS = {
-    "mnist": Setting("MNIST", 0.1, {}),
-    "cifar10": Setting("CIFAR-10", 0.2, {"network": "NarrowAirNet"}),
+    "mnist": Setting("MNIST", 0.1, (*CORE, "CosFace", "AdaFace"), {}),
+    "cifar10": Setting("CIFAR-10", 0.2, CORE, {"network": "NarrowAirNet"}),
 }
 LONG_EPOCHS = 16
 
@@ -44,7 +45,7 @@ def default(data: str, head: str) -> runs.Config:
 
 def trials(data: str, full: bool = False) -> list[runs.Config]:
     """All trials, the first ones of all losses first."""
-    by_loss = [search.trials(default(data, head)) for head in LOSSES]
+    by_loss = [search.trials(default(data, head)) for head in SETTINGS[data].losses]
     return [trial for same in zip(*by_loss, strict=True) for trial in same]
 
 
@@ -85,7 +86,7 @@ def controls(data: str) -> dict[str, tuple[str, dict]]:
 
 def final(data: str, full: bool = False) -> dict[runs.Config, str]:
     """The final runs and the name of their arm, seeds in the outer loop. Raises Incomplete."""
-    best = chosen(data)
+    best, losses = chosen(data), SETTINGS[data].losses
     arms = dict(best)
     for name, (head, constants) in controls(data).items():
         arms[name] = dataclasses.replace(best["AdaLoss"], head=head, constants=constants)
@@ -93,7 +94,7 @@ def final(data: str, full: bool = False) -> dict[runs.Config, str]:
         dataclasses.replace(run, seed=seed): name
         for seed in range(SEEDS)
         for name, run in arms.items()
-        if seed < SECONDARY_SEEDS or name in PRIMARY or name not in LOSSES
+        if seed < SECONDARY_SEEDS or name in PRIMARY or name not in losses
     }
 
 
@@ -146,7 +147,7 @@ STUDIES = [*TRIALS.values(), *WIDER.values(), *FINALISTS.values(), *FINAL.values
 
 def finished(data: str) -> pd.DataFrame:
     """The rows of the final runs of complete seeds, with arm in place of head, and stalled. Raises Incomplete."""
-    names = {smoke.shrink(run): name for run, name in final(data).items()}
+    names = FINAL[data].arms()
     found = FINAL[data].complete()
     frame = records.frame(found.values()).assign(head=[names[run] for run in found])
     return frame.assign(stalled=verdicts.stalled(frame))

@@ -58,7 +58,7 @@ def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) ->
     _zoom(ax, rows, np.median(rows[:, 0]))
 
 
-def difference(ax: Axes, table: pd.DataFrame) -> None:
+def forest(ax: Axes, table: pd.DataFrame) -> None:
     """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference; of
     ``statistics.compare``, the bootstrap interval as a broad bar behind them."""
     for row, (head, difference) in enumerate(table.iterrows()):
@@ -89,9 +89,9 @@ def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
 
 
 def _interval(ax: Axes, row: int, head: str, mean: float, low: float, high: float) -> None:
-    colour = plots.COLOURS.get(head, "0.2")  # an arm of the ablation has none of its own
+    colour = plots.COLOURS[head]
     ax.plot([low, high], [row, row], color=colour, linewidth=2)
-    ax.plot(mean, row, marker=plots.MARKERS.get(head, "o"), markersize=8, color=colour)
+    ax.plot(mean, row, marker=plots.MARKERS[head], markersize=8, color=colour)
     if row == 0 and not np.isfinite(low):
         note = ax.text(1, 1.02, "one seed: no intervals", transform=ax.transAxes, ha="right", fontsize=8, color="0.4")
         note.set_in_layout(False)

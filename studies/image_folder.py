@@ -1,8 +1,10 @@
 """Your own images: a folder with one subfolder per class, and a receipt of what was used of it."""
 
+import contextlib
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +20,22 @@ SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "tes
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 PHOTOGRAPHS = {".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".svg", ".psd", ".eps"}
 SYSTEM = re.compile(r"[.@_]{1,2}(?!\w+_$).*|thumbs\.db|desktop\.ini|\$recycle\.bin|system volume information", re.I)
+LARGEST = 1024  # pixels of a side
 FILES = 200_000  # above that a folder is no data set of this kind
 
 
 @dataclass
 class Receipt:
     """used: images by class. left_out: (cause, number, the first of them). sizes: smallest and largest width x height.
-    duplicates: (a file, the one it repeats)."""
+    duplicates: (a file, the one it repeats). content: a hash of the pixels of all images that are used, and of their
+    classes."""
 
     folder: str
     used: dict[str, int] = field(default_factory=dict)
     left_out: list[tuple[str, int, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     sizes: tuple[str, str] = ("", "")
+    content: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {sum(self.used.values())} images of {len(self.used)} classes"]
@@ -38,6 +43,13 @@ class Receipt:
         lines += [f"  {name}: {count} images" for name, count in self.used.items()]
         lines += [f"  left out, {cause}: {count} (the first is {first})" for cause, count, first in self.left_out]
         return "\n".join(lines)
+
+    def record(self) -> dict:
+        """What a run's record keeps of it: of the duplicates their number is among left_out."""
+        return {key: value for key, value in vars(self).items() if key != "duplicates"}
+
+
+RECEIPTS: dict[tuple[str, int], Receipt] = {}  # of the folders that this process has loaded, by path and size
 
 
 def for_markdown(name: str) -> str:
@@ -52,12 +64,18 @@ def for_figure(name: str, longest: int = 24) -> str:
     return re.sub(r"^_", "\u200a_", name.replace("$", r"\$"))
 
 
-def find(name: str | Path) -> tuple[Path, int] | None:
+def shown(name: str) -> str:
+    """The name of a file or folder in one line that can be printed: on Linux it may hold any bytes."""
+    return " ".join(unicodedata.normalize("NFC", os.fsencode(name).decode(errors="replace")).split())
+
+
+def locate(name: str | Path) -> tuple[Path, int] | None:
     """The folder that a name means and the side of its images in pixels: 32, or 48 for "folder@48". None if there is
     no such folder."""
-    if Path(name).is_dir():
-        return Path(name), 32
-    end = re.fullmatch(r"(.+)@(\d+)", str(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path, 32
+    end = re.fullmatch(r"(.+)@(\d{1,9})", str(path))
     return (Path(end[1]), int(end[2])) if end and Path(end[1]).is_dir() else None
 
 
@@ -66,7 +84,15 @@ def load(path: Path, size: int, skip_damaged: bool = False) -> Data:
     printed. Raises ValueError for unusable images; each message names the cure."""
     data, receipt = read(path, size, skip_damaged)
     print(receipt)
+    RECEIPTS[str(path), size] = receipt  # for the records of the runs
     return data
+
+
+def receipt(name: str) -> dict | None:
+    """What the records of runs on the folder of that name keep of its receipt; None if none was loaded."""
+    folder = locate(name)
+    known = RECEIPTS.get((str(folder[0]), folder[1])) if folder else None
+    return known.record() if known else None
 
 
 def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Receipt]:
@@ -75,16 +101,19 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
     Entries of the system and hidden ones are no data; the first of equal pictures is used, so that no picture is in
     two splits; transparent ones lie on white, of a moving one the first frame counts.
     """
-    if size < 8:
-        raise ValueError(f"{path}@{size}: images of {size} pixels are too small, choose 8 or more")
+    if not 8 <= size <= LARGEST:
+        kind = "small" if size < 8 else "large"
+        raise ValueError(f"{path}@{size}: images of {size} pixels are too {kind}, choose 8 to {LARGEST}")
     classes = _classes(path)
     left: dict[str, list[str]] = {}
     images, labels, broken, sizes = [], [], [], []
     seen: dict[bytes, str] = {}
     receipt = Receipt(path.resolve().name)
-    for label, name in enumerate(classes):
+    _leave_beside(path, left)
+    folders, classes = classes, [shown(name) for name in classes]
+    for label, name in enumerate(folders):
         for file in _files(path / name, path, left):
-            short = str(file.relative_to(path))
+            short = shown(str(file.relative_to(path)))
             try:
                 with Image.open(file) as image:
                     sizes.append(image.size)
@@ -116,15 +145,36 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
     if sizes:
         receipt.sizes = tuple("x".join(map(str, pick(sizes, key=lambda s: s[0] * s[1]))) for pick in (min, max))
     rarest = min(receipt.used, key=receipt.used.get)
-    if receipt.used[rarest] < 5:
+    if receipt.used[rarest] < 4:
         why = "; ".join(f"left out, {cause}: {count}" for cause, count, _ in receipt.left_out)
         raise ValueError(
-            f"{path}: every class needs at least 5 images for its three splits, the rarest has {receipt.used[rarest]} "
-            f"({rarest}{'; ' * bool(why)}{why}): add images, or take the class away"
+            f"{path}: every class needs at least 4 images, two to train on, one for validation and one for the test; "
+            f"the rarest has {receipt.used[rarest]} ({rarest}{'; ' * bool(why)}{why}): add images, or take "
+            "the class away"
         )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # the first n are a fair sample
     everything = Split(torch.stack(images), torch.tensor(labels))[order]
-    return split_all(path.resolve().name, everything, classes, crop_padding=2), receipt
+    marks = b"".join(sorted(label.to_bytes(4, "big") + mark for mark, label in zip(seen, labels, strict=True)))
+    receipt.content = hashlib.sha256(marks).hexdigest()[:16]
+    return _split(path.resolve().name, everything, classes), receipt
+
+
+def _split(name: str, everything: Split, classes: list[str]) -> Data:
+    """A fifth for test, a tenth for validation, and of every class an image at least in each."""
+    with contextlib.suppress(ValueError):  # a rare class may be too small for that
+        data = split_all(name, everything, classes, crop_padding=2)
+        if all(split.labels.bincount(minlength=len(classes)).min() for split in data.splits().values()):
+            return data
+    parts: dict[str, list[Tensor]] = {"test": [], "val": [], "train": []}
+    for label in range(len(classes)):
+        own = (everything.labels == label).nonzero()[:, 0]
+        sizes = [max(1, len(own) // 5), max(1, len(own) // 10)]
+        for part, rows in zip(parts.values(), own.split([*sizes, len(own) - sum(sizes)]), strict=True):
+            part.append(rows)
+    splits = {key: everything[torch.cat(rows).sort().values] for key, rows in parts.items()}
+    pixels = splits["train"].images.double() / 255
+    mean, std = pixels.mean(dim=(0, 2, 3)).tolist(), pixels.std(dim=(0, 2, 3)).clamp_min(1 / 255).tolist()
+    return Data(name, **splits, classes=classes, mean=tuple(mean), std=tuple(std), crop_padding=2)
 
 
 def _classes(path: Path) -> list[str]:
@@ -145,14 +195,25 @@ def _classes(path: Path) -> list[str]:
     return names
 
 
+def _leave_beside(root: Path, left: dict[str, list[str]]) -> None:
+    """Images that lie beside the folders of the classes go to left."""
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        picture = Path(entry.name).suffix.lower() in IMAGES | PHOTOGRAPHS
+        if picture and entry.is_file() and not SYSTEM.fullmatch(entry.name):
+            left.setdefault("in no folder of a class", []).append(shown(entry.name))
+
+
 def _files(folder: Path, root: Path, left: dict[str, list[str]]) -> list[Path]:
     """The image files below folder, each once; what else lies there goes to left, by cause."""
     found, real, count = [], set(), 0
 
     def leave(cause, path):
-        left.setdefault(cause, []).append(str(path.relative_to(root)))
+        left.setdefault(cause, []).append(shown(str(path.relative_to(root))))
 
-    for place, folders, files in os.walk(folder, followlinks=True):
+    def unreadable(error):
+        leave(f"a folder that cannot be read ({error.strerror})", Path(error.filename))
+
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         here = Path(place)
         if here.resolve() in real:  # a link back, or to a folder that was read
             leave("a link to what is read already", here)

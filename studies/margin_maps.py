@@ -26,7 +26,6 @@ from lib import heads, metrics, models, train
 from studies import records, runs
 from studies.statistics import differences
 from studies.study import Study
-from studies.tables import bracket
 
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
 S = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -63,6 +62,11 @@ class Run(runs.Config):
 
     known: int = 0
     split: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.known == 1:
+            raise ValueError("known must be 2 or more, or 0 for all classes, got 1")
 
 
 def head_of(m2: float, m3: float, s: float) -> dict:
@@ -166,7 +170,7 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier | None,
     start = time.perf_counter()
     try:
         model, history = runs.fit(run, watched, progress)
-        measured = measure(model, data, unseen)
+        measured = records.attempt(lambda: measure(model, data, unseen))
     except FloatingPointError:
         model, history, measured = None, {}, {"diverged": True}
     seconds = time.perf_counter() - start
@@ -263,17 +267,15 @@ def label(m2: float, m3: float, s: float) -> str:
     return f"{fields['head']} (" + ", ".join(f"{k} = {v:g}" for k, v in fields["constants"].items()) + ")"
 
 
-def reading(cells: pd.DataFrame) -> str:
-    """A ``surface`` in sentences: the best point, what cannot be told from it, and the default beside it."""
+def best_point(cells: pd.DataFrame) -> dict:
+    """Of a ``surface``: best, its point; default, the point of the default; trained, how many points train; near, how
+    many of them cannot be told from the best; scales, the smallest and largest of these; gap, the default minus the
+    best, as a row with mean, low and high."""
     best, default = cells["best"].idxmax(), point("ArcFace")
-    near, trained = cells.index[cells["near"]], int((~cells["stalled"]).sum())
-    scales = sorted({s for _, _, s in near})
-    text = (
-        f"The best of {len(cells)} points is {label(*best)} with {cells.loc[best, 'value']:.1f} %. Of the {trained} "
-        f"that train, {len(near)} cannot be told from it; their scales go from {scales[0]:g} to {scales[-1]:g}. "
-    )
-    if best == default:
-        return text + "The best is the default."
+    scales = [s for _, _, s in cells.index[cells["near"]]]
     row = cells.loc[default]
     gap = pd.Series({"mean": row["value"] - cells.loc[best, "value"], "low": row["low"], "high": row["high"]})
-    return text + f"The default, {label(*default)}, minus the best: {bracket(gap)} points."
+    return {
+        "best": best, "default": default, "trained": int((~cells["stalled"]).sum()), "near": len(scales),
+        "scales": (min(scales), max(scales)), "gap": gap,
+    }  # fmt: skip

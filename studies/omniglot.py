@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from lib import data as datasets
 from lib import metrics, models, paths, train
 from lib.sets import omniglot
-from studies import records, runs, search, smoke, unseen, verdicts
+from studies import checked, records, runs, search, unseen, verdicts
 from studies.beyond_accuracy import only, subset
 from studies.study import Study
 
@@ -47,6 +47,9 @@ SEEDS, SECONDARY_SEEDS, CLASSES_SEEDS = 20, 10, 5
 LEVELS = ((10, 16), (30, 16), (100, 16), (300, 16), (0, 16), (200, 8), (400, 4), (800, 2))
 HELD_OUT = slice(3, None, 4)  # of the background alphabets in the order of their names, in trials
 TASKS, PAIRED_DRAWINGS = 1000, 5  # few-shot tasks of a kind; drawings of a character that are compared in pairs
+MAP_M, MAP_S = (0.0, 0.15, 0.3, 0.5, 0.8), (4.0, 8.0, 16.0, 32.0, 64.0)  # margins of ArcFace in radians, and scales
+MAP_ADALOSS = 0.5  # its m
+MAP_LR, MAP_SEEDS = 0.756, 3  # the rate at which most finalists with a scale did best
 KEPT_ALPHABET = "Angelic"  # all of its drawings are among the embeddings that are kept
 
 
@@ -62,6 +65,15 @@ class Run(runs.Config):
     trial: bool = False
     classes: int = 0
     drawings: int = 16
+
+    limits = runs.RANGES | {"classes": (0, 964), "drawings": (1, 16)}
+    closed = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        checked.choose("data set", self.data, ("omniglot",))
+        if self.classes == 1:
+            raise ValueError("classes must be 2 or more, or 0 for all characters, got 1")
 
 
 @dataclass(frozen=True)
@@ -146,16 +158,19 @@ def execute(run: Run, progress: bool = False) -> tuple[models.Classifier, dict]:
     _ = run.trial or official()  # files that are missing are missed before the training
     watched = dataclasses.replace(data, val=data.val[::8])  # while it trains
     model, history = runs.fit(run, watched, progress)
-    x, y = train.embed(model, data, other.drawings), other.drawings.labels.cpu()
-    measured = {
-        "val_accuracy": metrics.accuracy(train.predict(model, data, data.val), data.val.labels.cpu()),
-        "trained_on": len(data.classes), **unseen.retrieval(x, y),
-    }  # fmt: skip
-    if not run.trial:
-        measured |= final_metrics(model, data, x, other)
-    if hasattr(model.head, "m_max") and "margins" in history:
-        measured["at_bound"] = float(np.mean(np.array(history["margins"][-1]) >= model.head.m_max))
-    measured["core_minutes"] = (time.process_time() - start) / 60
+
+    def measured():
+        x, y = train.embed(model, data, other.drawings), other.drawings.labels.cpu()
+        found = {
+            "val_accuracy": metrics.accuracy(train.predict(model, data, data.val), data.val.labels.cpu()),
+            "trained_on": len(data.classes), **unseen.retrieval(x, y),
+        }  # fmt: skip
+        if not run.trial:
+            found |= final_metrics(model, data, x, other)
+        if hasattr(model.head, "m_max") and "margins" in history:
+            found["at_bound"] = float(np.mean(np.array(history["margins"][-1]) >= model.head.m_max))
+        return found | {"core_minutes": (time.process_time() - start) / 60}
+
     return model, records.record(run, measured, short(history), data.train.labels.device, history["seconds"][-1])
 
 
@@ -265,8 +280,21 @@ def fewer(full: bool = False) -> list[Run]:
     ]
 
 
+def margin_map(full: bool = False) -> list[Run]:
+    """ArcFace by margin and scale, without a margin NormFace, and AdaLoss at one margin, judged like trials; seeds in
+    the outer loop."""
+    points = [("ArcFace", {"m": m}) if m else ("NormFace", {}) for m in MAP_M]
+    points.append(("AdaLoss", search.FREE | {"m": MAP_ADALOSS}))
+    return [
+        default(head, trial=True, lr=MAP_LR, constants=constants | {"s": s}, seed=seed)
+        for seed in range(MAP_SEEDS)
+        for s in MAP_S
+        for head, constants in points
+    ]
+
+
 def kept(run: Run) -> dict:
-    """What is kept of the first seed of the losses in CORE, from which pictures are drawn.
+    """What is kept of the first seed of the losses in CORE (not of controls), from which pictures are drawn.
 
     Embeddings of length one, in whole numbers from -127 to 127: characters and tests (20, 20, d) of the official runs;
     alphabet (N, d), all drawings of ``KEPT_ALPHABET``, in the order of the data; first (659, d), a drawing of every
@@ -274,9 +302,7 @@ def kept(run: Run) -> dict:
     """
     path = _path(run)
     if not path.exists():
-        raise OSError(
-            f"{path.name} is missing: restore it from git, or run `RETRAIN=1 python -m studies omniglot_final`"
-        )
+        raise OSError(f"{path.name} is missing: restore it from git")
     with np.load(path) as file:
         return dict(file)
 
@@ -286,7 +312,7 @@ def _path(run: Run) -> Path:
 
 
 def _pack(run: Run, model: models.Classifier, record: dict) -> bytes | None:
-    if model is None or run.seed or run.head not in CORE or run.classes:
+    if model is None or run.seed or run.classes or FINAL.arms().get(run) not in CORE:  # "same mean" is an ArcFace too
         return None
     data, other = prepare(run)
     images, y = other.drawings.images, other.drawings.labels.cpu()
@@ -326,12 +352,16 @@ CLASSES = Study(
     "omniglot_classes", "From how many classes on does a margin pay?", Run, fewer, _counted, file="omniglot",
     needs="omniglot_finalists", paired=True,
 )  # fmt: skip
-STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES]
+MAP = Study(
+    "omniglot_map", "Margin or scale: which of the two helps with a thousand classes?", Run, margin_map, _counted,
+    paired=True,
+)  # fmt: skip
+STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES, MAP]
 
 
 def finished() -> pd.DataFrame:
     """The rows of the final runs of complete seeds, with arm in place of head, and stalled. Raises Incomplete."""
-    names = {smoke.shrink(run): name for run, name in final().items()}
+    names = FINAL.arms()
     found = FINAL.complete()
     frame = records.frame(found.values()).assign(head=[names[run] for run in found])
     return frame.assign(stalled=verdicts.stalled(frame))

@@ -3,7 +3,7 @@
 S5 wished for a repository of (data set, margins, accuracy) from which a regression recommends margins.
 This is one: a Gaussian process (Rasmussen and Williams 2006, sections 2.2 and 5.4.1). Its inputs are a point
 (m2, m3, s) as in ``margin_maps`` and three numbers that describe a data set. It has seen three kinds of images, so
-notebook 09 checks it on data sets that it does not know: read that before you follow it.
+notebook 10 checks it on data sets that it does not know: read that before you follow it.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def recommend(data: datasets.Data, observed: pd.DataFrame) -> pd.DataFrame:
     """
     default = pd.DataFrame([DEFAULT], columns=POINT)
     candidates = pd.concat([default, observed[POINT]], ignore_index=True).drop_duplicates()
-    table = predict(learn(observed), candidates, describe(data))
+    table = expected_gain(learn(observed), candidates, describe(data))
     fields = [margin_maps.head_of(*p) for p in table[POINT].to_numpy()]
     table["loss"] = [field["head"] for field in fields]
     table["constants"] = [", ".join(f"{k} = {v:g}" for k, v in field["constants"].items()) for field in fields]
@@ -125,7 +125,7 @@ def _described(setting: margin_maps.Run) -> dict[str, float]:
 # ---------------------------------------------------------------- the regression
 
 
-def features(points: pd.DataFrame) -> np.ndarray:
+def design(points: pd.DataFrame) -> np.ndarray:
     """(N, 6): m2, m3, log2 s and the descriptors."""
     return np.column_stack([points[["m2", "m3"]], np.log2(points["s"]), points[DESCRIPTORS]]).astype(float)
 
@@ -140,7 +140,7 @@ def learn(observed: pd.DataFrame) -> tuple[StandardScaler, GaussianProcessRegres
             "too few records to learn from: `python -m studies small_digits small_mnist small_cifar10` trains some"
         )
     scaler = StandardScaler()
-    X = scaler.fit_transform(features(observed))
+    X = scaler.fit_transform(design(observed))
     kernel = ConstantKernel(0.1) * RBF(np.ones(X.shape[1]), (0.3, 100)) + WhiteKernel(0.01, (1e-4, 1))
     model = GaussianProcessRegressor(kernel, alpha=observed["variance"].to_numpy(), random_state=0)
     with warnings.catch_warnings():  # a length at its bound belongs to a feature that does not matter
@@ -148,11 +148,11 @@ def learn(observed: pd.DataFrame) -> tuple[StandardScaler, GaussianProcessRegres
         return scaler, model.fit(X, observed["gain"])
 
 
-def predict(model, candidates: pd.DataFrame, descriptors: dict[str, float]) -> pd.DataFrame:
+def expected_gain(model, candidates: pd.DataFrame, descriptors: dict[str, float]) -> pd.DataFrame:
     """The candidates' POINT with gain, deviation and better, as in ``recommend``."""
     scaler, process = model
     points = pd.concat([candidates[POINT], pd.DataFrame([DEFAULT], columns=POINT)], ignore_index=True)
-    mean, covariance = process.predict(scaler.transform(features(points.assign(**descriptors))), return_cov=True)
+    mean, covariance = process.predict(scaler.transform(design(points.assign(**descriptors))), return_cov=True)
     gain = mean[:-1] - mean[-1]
     variance = covariance.diagonal()[:-1] + covariance[-1, -1] - 2 * covariance[:-1, -1]
     deviation = np.sqrt(variance.clip(1e-12))
@@ -175,7 +175,7 @@ def leave_out(observed: pd.DataFrame, column: str) -> pd.DataFrame:
         if left_out not in models:
             models[left_out] = learn(others)
         own = own.set_index(POINT, drop=False)
-        table = predict(models[left_out], own, own[DESCRIPTORS].iloc[0]).set_index(POINT, drop=False)
+        table = expected_gain(models[left_out], own, own[DESCRIPTORS].iloc[0]).set_index(POINT, drop=False)
         gain = table["gain"].round(6)
         chosen = gain.idxmax() if gain.max() > 0 else DEFAULT  # far from all that it knows, it expects no gain
         known = others.groupby(POINT)["gain"].agg(["mean", "size"]).reindex(own.index)

@@ -1,8 +1,10 @@
 """Records: one JSON line per finished run, in results/, whatever its dataclass."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -16,6 +18,9 @@ import torchvision
 from filelock import FileLock
 
 from lib import device, paths
+from studies import machine as own_machine
+
+PROBE = 2**18  # bytes, more than the longest record
 
 
 def environment(on: torch.device) -> dict:
@@ -24,7 +29,7 @@ def environment(on: torch.device) -> dict:
     return {
         "device": name(on, torch.get_num_threads()),
         "machine": machine(on, torch.get_num_threads()),
-        "dtype": "bf16" if device.has_bf16(on) else "fp32",
+        "dtype": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(device.precision(on), "fp32"),
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         },
@@ -93,24 +98,58 @@ def rounded(value):
     return [rounded(v) for v in value] if isinstance(value, list) else value
 
 
-def plain(value):
+def in_json(value):
     """value in what JSON holds: tensors, arrays and their scalars as lists and numbers, anything else as its text, so
     that no run is lost for what is recorded of it."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): in_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
+        return [in_json(v) for v in value]
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return in_json(value.tolist())
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def record(run, measured: dict, history: dict, on: torch.device, seconds: float) -> dict:
-    """What is recorded of a finished run, a dataclass; of its metrics and history six digits."""
-    found = {"metrics": measured, "history": history, "seconds": seconds, **environment(on)}
-    return {"config": dataclasses.asdict(run), **rounded(plain(found))}
+def record(run, measured, history: dict, on: torch.device, seconds: float) -> dict:
+    """What is recorded of a finished run, a dataclass; of its metrics and history six digits. measured: its metrics, or
+    a function that gives them: if it fails the run is recorded all the same, with what went wrong as its error."""
+    found = attempt(measured) if callable(measured) else measured
+    error = found.get("error")
+    found = {"metrics": {k: v for k, v in found.items() if k != "error"}, "history": history, "seconds": seconds}
+    found |= ({"error": error} if error else {}) | environment(on)
+    return {"config": dataclasses.asdict(run), **rounded(in_json(found))}
+
+
+def attempt(measure) -> dict:
+    """What measure() gives, or {"error": what went wrong}."""
+    try:
+        return measure()
+    except Exception as error:  # also of a device that has no memory left
+        return {"error": cause(error)}
+
+
+def metrics_of(functions: dict) -> dict:
+    """The metrics that these functions give, each under its name or, where it gives several, its tuple of names. Those
+    of a function that fails are NaN; the first cause is the entry error."""
+    found, causes = {}, []
+    for names, function in functions.items():
+        names, several = ((names,), False) if isinstance(names, str) else (names, True)
+        try:
+            values = function()
+            values = list(values) if several else [values]
+        except Exception as error:
+            causes.append(cause(error))
+            values = [math.nan] * len(names)
+        found |= dict(zip(names, values, strict=True))
+    return found | ({"error": causes[0]} if causes else {})
+
+
+def cause(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def read(path: Path, kind: type) -> dict:
@@ -126,9 +165,10 @@ def read(path: Path, kind: type) -> dict:
             continue
         try:
             record = json.loads(line)
-            record["metrics"], record["history"]
+            if not isinstance(record["metrics"], dict) or not isinstance(record["history"], dict):
+                raise TypeError("metrics and history must be objects")
             records[kind(**record["config"])] = record
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines):  # no newline behind it
                 print(f"{path.name}, line {number}: torn by an interrupted write, left out", file=sys.stderr)
             else:
@@ -138,27 +178,41 @@ def read(path: Path, kind: type) -> dict:
     return records
 
 
-def append(path: Path, record: dict) -> None:
+def append(path: Path, record: dict, show: bool = True) -> None:
     """Add one record as one line, also with several processes at work. A torn last line, of a killed write, goes.
-    Raises OSError if that fails; the record is then printed, so that it is not lost."""
-    line = json.dumps(plain(record)).encode() + b"\n"
+    Raises OSError if that fails, and the file is as it was; show: the record is then printed, so that it is not lost.
+    """
+    line = json.dumps(in_json(record)).encode() + b"\n"
     try:
-        with FileLock(f"{path}.lock"), path.open("ab+") as file:
+        with FileLock(f"{path}.lock"), path.open("ab+", buffering=0) as file:
             file.seek(0)
             content = file.read()
             last = content[content.rfind(b"\n") + 1 :]
+            size = len(content)
             if last and _whole(last):
                 line = b"\n" + line  # only its newline is missing
             else:
-                file.truncate(len(content) - len(last))
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+                size -= len(last)
+            file.truncate(size)
+            try:
+                _write(file, line)
+            except OSError:  # on a full disk a part of it may be there
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
     except OSError as error:
-        print(line.decode().strip(), file=sys.stderr)
+        if show:
+            print(line.decode().strip(), file=sys.stderr)
         raise OSError(
             f"{path} cannot be written ({error.strerror}): free space or make it writable, then append the line above"
         ) from error
+
+
+def _write(file, line: bytes) -> None:
+    """All of the line, and onto the disk: an unbuffered file takes as much as there is room for."""
+    while line:
+        line = line[file.write(line) :]
+    os.fsync(file.fileno())
 
 
 def _whole(line: bytes) -> bool:
@@ -173,16 +227,28 @@ def frame(records) -> pd.DataFrame:
     columns = ("history", "seconds", "device", "commit", "date")
     return pd.DataFrame(
         [
-            {**r["config"], **r["metrics"], **{c: r[c] for c in columns}, "machine": r.get("machine", r["device"])}
+            {
+                **r["config"],
+                **r["metrics"],
+                **{c: r.get(c) for c in columns},
+                "machine": r.get("machine", r.get("device")),
+            }
             for r in records
         ]
     )
 
 
 def check_writable(path: Path) -> None:
-    """Raises OSError if records cannot be written there: better before a training than after it."""
+    """Raises OSError if records cannot be written there, or no space is left for some: better before a training than
+    after it."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
+        probe.write_bytes(bytes(PROBE))
     except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror}): make the folder writable") from error
+        cure = "free space" if error.errno in own_machine.FULL else "make the folder writable"
+        raise OSError(f"{path} cannot be written ({error.strerror}): {cure}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from lib import data as datasets
 from lib import device, metrics
-from studies import records, runs, smoke, study
+from studies import checked, records, runs, smoke, study
+from studies import s1 as s1_study
 from studies.study import Incomplete, Study
 
 # widths of the 3x3 convolutions; which of them a 2x2 max-pooling follows; and what else is not the default
@@ -35,6 +36,9 @@ NETWORKS = {
     "S3": {"widths": (64, 256, 64), "pooled": (0, 1, 2), "batch_norm": True},
     "S5": {"widths": (16, 32, 64, 64), "stride": 2},
 }
+
+
+LOSSES = ("Softmax", "ArcFace", "AdaLoss", "Triplet")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,17 @@ class Replica:
     frozen_centres: bool = False  # defect 3: class centres outside the optimizer
     unit_norms: bool = False  # defect 5: norms taken after normalising
     margin_warmup: float = 0.0  # epochs in which the margin grows from 0 to m; no source has it
+
+    def __post_init__(self):
+        """Raises ValueError for what no run could be made with."""
+        limits = {"s": s1_study.SCALES, "w_std": (1e-9, 1000), "imbalance": (1, 10**6), "batch_size": (2, 10**7)}
+        known = {
+            "source": ("S1", "S3", "S5"), "data": runs.IMAGES, "loss": LOSSES, "network": NETWORKS,
+            "optimizer": ("Adam", "SGD"), "evaluated": ("val", "test"),
+        }  # fmt: skip
+        checked.settle(self, runs.RANGES | limits, known)
+        s1_study.check_margin("m", self.m, self.loss == "Triplet" or self.cosine_margin)
+        s1_study.check_margin("m3", self.m3, True)
 
 
 def s1(data: str, loss: str, epochs: int, seed: int, **changes) -> Replica:
@@ -134,7 +149,9 @@ def s3(data: str, loss: str, epochs: int, seed: int, lr: float, **changes) -> Re
     dimension 64, momentum 0.9, the s = 16 of ``losses.ArcFace``, a triplet margin of 0.2 with
     batch-hard mining, the number of epochs; a constant learning rate and ArcFace's m from ``search``.
     """
-    s, m = {"Softmax": (1.0, 0.0), "ArcFace": (16.0, 0.3), "Triplet": (1.0, 0.2)}[loss]
+    defaults = {"Softmax": (1.0, 0.0), "ArcFace": (16.0, 0.3), "Triplet": (1.0, 0.2)}
+    checked.choose("loss", loss, defaults)
+    s, m = defaults[loss]
     run = Replica("S3", data, loss, "S3", s, m, 0.0, 64, "SGD", lr, 100, epochs, seed=seed)
     return dataclasses.replace(run, **changes)
 
@@ -357,11 +374,11 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
         x = embed(run, model, data, evaluated.images)
         history["test_accuracy"].append(accuracy(run, model, x, y))
         history["leaked_accuracy"].append(accuracy(run, model, x, y, leak=True))  # S1, defect 4: y moves a logit
-    measured = measure(run, model, data, part, evaluated, x)
-    measured |= {
-        "leaked_accuracy": history["leaked_accuracy"][-1],
-        **(quality_statistics(factors, run.epochs) if factors else {}),
-    }
+    measured = records.attempt(lambda: measure(run, model, data, part, evaluated, x))
+    measured = {"test_accuracy": history["test_accuracy"][-1], **measured}
+    measured["leaked_accuracy"] = history["leaked_accuracy"][-1]
+    if factors:
+        measured |= records.attempt(lambda: quality_statistics(factors, run.epochs))
     record = records.record(run, measured, history, on, seconds)
     record["dtype"] = "fp32" if run.fp32 or record["dtype"] == "fp32" else "bf16 convolutions, fp32 behind them"
     return model, record

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib import data as datasets
 from lib import device, heads, losses, metrics, models, paths, train
-from studies import image_folder, records, smoke
+from studies import checked, image_folder, machine, records, smoke
 from studies.study import Study
 
 RECIPES = {
@@ -38,24 +38,16 @@ TRAINING = (
 
 # the smallest and the largest value of a field
 RANGES = {
-    "embedding_dim": (1, 65536), "epochs": (1, 10**6), "low_res_epochs": (0, 10**6), "batch_size": (1, 10**7),
-    "train_size": (0, 10**9), "val_size": (0, 10**9), "crop_padding": (0, 1024), "seed": (0, 2**63 - 1),
-    "lr": (0, 1e6), "muon_lr": (0, 1e6), "momentum": (0, 1), "weight_decay": (0, 1e6), "margin_warmup": (0, 1e6),
-    "linear_warmup": (0, 1),
+    "embedding_dim": (1, 65536), "epochs": (1, 10**6), "low_res_epochs": (0, 10**6), "batch_size": (2, 10**7),
+    "train_size": (0, 10**9), "val_size": (0, 10**9), "crop_padding": (0, 1024), "seed": (0, checked.LARGEST),
+    "lr": (0, 10**9), "muon_lr": (0, 10**9), "momentum": (0, 1), "weight_decay": (0, 10**6),
+    "margin_warmup": (0, 10**6), "linear_warmup": (0, 1),
 }  # fmt: skip
-
-
-def _plain(value):
-    """A scalar of NumPy or PyTorch as Python's."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
-
-
-def _float(value):
-    return float(value) if isinstance(value, int) else value
+IMAGES = {"mnist": (28, 10), "cifar10": (32, 10), "digits": (8, 10)}  # side in pixels, number of classes
 
 
 @functools.cache
-def _ranges(head: str) -> dict:
+def _constants(head: str) -> dict:
     return heads.find(head).ranges()
 
 
@@ -93,38 +85,44 @@ class Config:
 
     def __post_init__(self):
         """Raises ValueError for what no run could be made with: better than after the runs before it."""
-        object.__setattr__(self, "constants", self._constants())
-        for field in dataclasses.fields(self):
-            if field.name != "constants":
-                object.__setattr__(self, field.name, self._field(field))
-        if self.network not in models.NETWORKS:
-            raise ValueError(f"unknown network {self.network!r}: choose one of {', '.join(models.NETWORKS)}")
+        checked.settle(self, self.limits, {"network": models.NETWORKS}, leave=("constants",))
+        object.__setattr__(self, "constants", self._settled_constants())
+        if self.closed and self.data == "omniglot":
+            raise ValueError("the test images of omniglot are of classes never seen: `studies.omniglot` reads them")
+        if self.train_size == 1:
+            raise ValueError("train_size must be 2 or more, or 0 for all images, got 1")
+        if self.data in IMAGES:
+            self.check_images(*IMAGES[self.data])
 
-    def _constants(self) -> tuple:
-        heads.find(self.head)
-        pairs = self.constants.items() if isinstance(self.constants, dict) else map(tuple, self.constants)
-        constants = {name: _float(_plain(value)) for name, value in pairs}
-        allowed = _ranges(self.head)
-        for name, value in constants.items():
+    limits = RANGES
+    closed = True  # are the classes of test images those that are trained on?
+
+    def _settled_constants(self) -> tuple:
+        head, given = heads.find(self.head), self.constants
+        try:
+            pairs = dict(given.items() if isinstance(given, dict) else map(tuple, given))
+        except (TypeError, ValueError):
+            raise ValueError(f"constants must be a dict or pairs of name and value, got {given!r:.60}") from None
+        constants, allowed = {}, _constants(self.head)
+        for name, value in pairs.items():
             if name not in allowed:
                 raise ValueError(f"{self.head}: no constant {name!r}, only {', '.join(allowed) or 'none'}")
-            if (name, value) != ("s", "auto"):
-                heads.find(self.head)._checked(name, value, *allowed[name])
-        return tuple(sorted(constants.items()))
+            value = checked.python_scalar(value)
+            constants[name] = value if (name, value) == ("s", "auto") else head._checked(name, value, *allowed[name])
+        # as they were recorded: a whole number is written as 1.0
+        return tuple(sorted((k, float(v) if isinstance(v, int) else v) for k, v in constants.items()))
 
-    def _field(self, field):
-        value = _plain(getattr(self, field.name))
-        if field.name not in RANGES or (value is None and field.default is None):
-            kind = field.type if isinstance(field.type, type) else object
-            if not isinstance(value, kind) and kind in (str, bool):
-                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
-            return value
-        low, high = RANGES[field.name]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low <= value <= high or (field.type is not float and value != int(value)):
-            kind = "a number" if field.type is float else "a whole number"
-            raise ValueError(f"{field.name} must be {kind} from {low:,} to {high:,}, got {value!r}")
-        return float(value) if field.type is float else int(value)  # 1 and 1.0 are the same run: the same key
+    def check_images(self, side: int, num_classes: int = 2) -> None:
+        """Raises ValueError if no run could be made with images of that side in pixels, of so many classes."""
+        least = 9 if "AirNet" in self.network else 4  # what is left for the last pooling
+        seen = int(0.75 * side) if self.low_res_epochs else side
+        if seen < least:
+            small = f"{side}, or {seen} in the first epochs" if seen < side else side
+            raise ValueError(f"{self.network} needs images of {least} pixels or more, {self.data} has {small}")
+        if self.reflect and (self.crop_padding or 0) >= side:
+            raise ValueError(f"crop_padding {self.crop_padding} mirrors more than an image of {side} pixels: lower it")
+        if 0 < self.val_size < num_classes:
+            raise ValueError(f"val_size {self.val_size} is less than one image of each of {num_classes} classes")
 
     @property
     def key(self) -> str:
@@ -145,7 +143,7 @@ def recipe(data: str, head: str, seed: int = 0, **changes) -> Config:
 @functools.lru_cache(maxsize=2)
 def load(name: str, **changes) -> datasets.Data:
     """The data set of that name, or the images in that folder, on the best device, changed as ``cut`` does."""
-    folder = None if name in datasets.SETS else image_folder.find(name)
+    folder = None if name in datasets.SETS else image_folder.locate(name)
     data = image_folder.load(*folder) if folder else datasets.load(name, paths.PROJECT / "data")
     return cut(data.to(device.best_device()), **changes)
 
@@ -187,24 +185,27 @@ def fit(config: Config, data: datasets.Data, progress: bool = True) -> tuple[mod
 def evaluate(logits: Tensor, y: Tensor, x: Tensor, val_logits: Tensor, val_y: Tensor) -> dict:
     """All test metrics of one run from its label-free test logits (N, C), labels and embeddings.
 
-    The temperature behind test_loss and ece is fitted on validation logits.
+    The temperature behind test_loss and ece is fitted on validation logits. A metric whose computation fails is
+    NaN, and error says why.
     """
-    t = metrics.temperature(val_logits, val_y)
     predicted = logits.argmax(1)
-    precision, recall, f1, _ = precision_recall_fscore_support(y, predicted, average="macro", zero_division=0)
-    return {
-        "test_accuracy": metrics.accuracy(logits, y),
-        "val_accuracy": metrics.accuracy(val_logits, val_y),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "test_loss": metrics.cross_entropy(logits, y, t),
-        "ece": metrics.calibration_error(logits / t, y),
-        "temperature": t,
-        **metrics.angles(x, y),
-        "recall_at_1": metrics.recall_at_1(x, y),
-        "confusion": confusion_matrix(y, predicted, labels=range(logits.shape[1])).tolist(),
-    }
+
+    def scores():
+        return map(float, precision_recall_fscore_support(y, predicted, average="macro", zero_division=0)[:3])
+
+    def softmax():
+        t = metrics.temperature(val_logits, val_y)
+        return metrics.cross_entropy(logits, y, t), metrics.calibration_error(logits / t, y), t
+
+    return records.metrics_of({
+        "test_accuracy": lambda: metrics.accuracy(logits, y),
+        "val_accuracy": lambda: metrics.accuracy(val_logits, val_y),
+        ("precision", "recall", "f1"): scores,
+        ("test_loss", "ece", "temperature"): softmax,
+        ("intra_angle", "inter_angle", "smallest_angle", "angle_ratio"): lambda: metrics.angles(x, y).values(),
+        "recall_at_1": lambda: metrics.recall_at_1(x, y),
+        "confusion": lambda: confusion_matrix(y, predicted, labels=range(logits.shape[1])).tolist(),
+    })  # fmt: skip
 
 
 def execute(
@@ -214,13 +215,20 @@ def execute(
     data = load_for(config, data)
     if data.unseen:
         raise ValueError(f"the test images of {data.name} are of classes never seen: `studies.{data.name}` reads them")
+    config.check_images(data.train.images.shape[-1], len(data.classes))
     model, history = fit(config, data, progress)
-    x = train.embed(model, data, data.test)
-    with torch.no_grad():
-        logits = model.head(x.to(model.head.W.device)).cpu()
-    val_logits = train.predict(model, data, data.val)
-    measured = evaluate(logits, data.test.labels.cpu(), x, val_logits, data.val.labels.cpu())
-    return model, records.record(config, measured, history, data.train.labels.device, history["seconds"][-1])
+
+    def measured():
+        x = train.embed(model, data, data.test)
+        with torch.no_grad():
+            logits = model.head(x.to(model.head.W.device)).cpu()
+        val_logits = train.predict(model, data, data.val)
+        return evaluate(logits, data.test.labels.cpu(), x, val_logits, data.val.labels.cpu())
+
+    record = records.record(config, measured, history, data.train.labels.device, history["seconds"][-1])
+    if config.data not in datasets.SETS and (images := image_folder.receipt(config.data)):
+        record["images"] = images
+    return model, record
 
 
 def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
@@ -228,7 +236,7 @@ def live(config: Config) -> tuple[models.Classifier, datasets.Data, dict]:
     Returns model, data and record."""
     config = smoke.shrink(config)
     if device.best_device().type == "cpu":
-        device.reuse_memory()
+        machine.reuse_memory()
     model, record = execute(config, progress=True)
     return model, load_for(config), record
 
@@ -263,6 +271,16 @@ def accuracy_with_margin(config: Config, m: float) -> float:
         return metrics.accuracy(head(x, y), y)
 
 
+def halved(x: Tensor) -> Tensor:
+    """x (..., d) in half precision; as it is where that would change a row by more than a thousandth of its length.
+
+    Lengths mean nothing to most heads, so an embedding may be longer than the largest number of that precision.
+    """
+    half = x.half()
+    exact = (half.to(x.dtype) - x).norm(dim=-1) <= 1e-3 * x.norm(dim=-1)
+    return half if exact.all() else x
+
+
 def _embeddings_path(config: Config) -> Path:
     name = f"{Path(config.data).name}_{config.head}_{config.embedding_dim}d_seed{config.seed}_{config.key}.npz"
     return paths.folder("results") / "embeddings" / name
@@ -272,9 +290,10 @@ def _pack(config: Config, model: models.Classifier, record: dict) -> bytes:
     """What ``embeddings`` gives, as the content of a file."""
     data = load_for(config)
     part = data.test[:2000]  # half precision and 2,000 images keep a file near 250 kB
+    x = halved(train.embed(model, data, part))
     file = io.BytesIO()
     np.savez_compressed(
-        file, x=train.embed(model, data, part).half().numpy(), y=part.labels.cpu().numpy(),
+        file, x=x.numpy(), y=part.labels.cpu().numpy(),
         W=model.head.W.detach().cpu().numpy(), record=json.dumps({k: v for k, v in record.items() if k != "history"}),
     )  # fmt: skip
     return file.getvalue()
@@ -299,7 +318,7 @@ def listed(name: str, configs: list[Config], data: datasets.Data | None = None) 
     if other := {config.data for config in configs} - {data.name} if data else ():
         raise ValueError(f"a run is on {min(other)!r}, and the data are called {data.name!r}: they need one name")
     for config in () if data else configs:
-        if config.data not in datasets.SETS and not image_folder.find(config.data):
+        if config.data not in datasets.SETS and not image_folder.locate(config.data):
             datasets.load(config.data)  # says which there are
     train_on = functools.partial(execute, data=data) if data else execute
     return Study(name, "What do these runs show?", Config, lambda full: configs, train_on)

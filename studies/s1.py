@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lib import data as datasets
-from lib import device, metrics
-from studies import records, runs, smoke
+from lib import device, losses, metrics
+from studies import checked, records, runs, smoke
 from studies.study import Incomplete, Study
 
 DIM = 128  # of the embeddings
 H = 0.33  # AdaLoss's constant h
 LOSSES = ("ArcFace", "AdaLoss")
+SCALES = (1e-3, 10**6)  # the smallest and the largest s
 # widths of the 3x3 convolutions and which of them a 2x2 max-pooling follows. With a hidden linear layer the embedding
 # is scaled to unit length, without one a ReLU follows it
 NETWORKS = {
@@ -35,6 +36,7 @@ NETWORKS = {
     "ArcFace CIFAR-10": {"widths": (64, 128, 256), "pooled": (0, 1, 2)},
     "AdaLoss": {"widths": (32, 64), "pooled": (1,), "hidden": 256},
 }
+NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 PUBLISHED = {
     ("mnist", "ArcFace"): 97.86, ("mnist", "AdaLoss"): 99.11,
     ("cifar10", "ArcFace"): 62.35, ("cifar10", "AdaLoss"): 68.13,
@@ -68,9 +70,24 @@ class Arm:
     unit_norms: bool = False  # defect 5: norms taken after normalising
     margin_warmup: float = 0.0
 
+    def __post_init__(self):
+        """Raises ValueError for what no run could be made with."""
+        known = {"loss": LOSSES, "network": NETWORKS, "data": runs.IMAGES}
+        # norms of one image have no spread
+        checked.settle(self, runs.RANGES | {"s": SCALES, "batch_size": (2, 10**7)}, known)
+        check_margin("m", self.m, self.loss == "ArcFace" and self.cosine_margin)
+
+
+def check_margin(name: str, value: float, cosine: bool) -> None:
+    """Raises ValueError for a margin that is no angle in radians, or no difference of cosines."""
+    head = losses.CosFace if cosine else losses.ArcFace
+    head._checked(name, value, *head.ranges()["m"])
+
 
 def published(data: str, loss: str, seed: int = 0, **changes) -> Arm:
     """An arm as S1's code has it, on "mnist" or "cifar10", and what is changed in it."""
+    checked.choose("data", data, NAMES)
+    checked.choose("loss", loss, LOSSES)
     epochs = {"mnist": 10, "cifar10": 20}[data]
     if loss == "ArcFace":  # S1, defect 6: the arms differ in network, scale, margin and, on CIFAR-10, rate
         name, s, lr = {"mnist": ("MNIST", 30.0, 1e-3), "cifar10": ("CIFAR-10", 10.0, 1e-4)}[data]
@@ -248,11 +265,11 @@ def execute(run: Arm, progress: bool = False) -> tuple[Model, dict]:
             x = embed(model, test.images)
             for key, value in {**row, **readings(run, model, x, test.labels)}.items():
                 history.setdefault(key, []).append(value)
-        measured = measure(run, model, part[:10_000], x, test.labels)
+        measured = records.attempt(lambda: measure(run, model, part[:10_000], x, test.labels))
     measured |= {key: history[key][-1] for key in history if key.endswith("accuracy") or key.endswith("unclamped")}
     measured["dead"] = history["no_gradient"][-1] == 1
     if factors:
-        measured |= quality_statistics(factors, run.epochs)
+        measured |= records.attempt(lambda: quality_statistics(factors, run.epochs))
     record = records.record(run, measured, history, on, seconds)
     record["dtype"] = "fp32" if run.fp32 else "bf16 convolutions, fp32 behind them"
     return model, record
@@ -357,14 +374,13 @@ def both(data: str, seed: int) -> dict[str, Arm]:
     return {loss: published(data, loss, seed) for loss in LOSSES}
 
 
-def precision(seed: int) -> dict[str, Arm]:
+def in_bf16(seed: int) -> dict[str, Arm]:
     """The four arms as published, but for convolutions in bf16: "mnist ArcFace" and so on."""
     return {
         f"{data} {loss}": published(data, loss, seed, fp32=False) for data in ("mnist", "cifar10") for loss in LOSSES
     }
 
 
-NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 # per study: its question, the runs of a seed by name, the number of seeds
 PLANS = {}
 for _data, _title in NAMES.items():
@@ -377,7 +393,7 @@ for _data, _title in NAMES.items():
             f"S1 on {_title}, one defect after the other removed", functools.partial(waterfall, _data), 3,
         ),
     }  # fmt: skip
-PLANS["s1_precision"] = ("S1's arms with convolutions in bf16", precision, 3)
+PLANS["s1_precision"] = ("S1's arms with convolutions in bf16", in_bf16, 3)
 
 
 def plan(name: str, full: bool = False) -> list[Arm]:

@@ -81,7 +81,7 @@ def hide_test(execute, measure: str):
     def hidden(run, progress: bool = False) -> tuple:
         try:
             model, record = execute(run, progress)
-            return model, record | {"metrics": {measure: record["metrics"][measure]}}
+            return model, record | {"metrics": {measure: record["metrics"].get(measure, math.nan)}}
         except FloatingPointError as error:
             return None, failure(run, error, {measure: 0.0})
 
@@ -120,7 +120,16 @@ def _ranked(planned: list, found: dict, measure: str) -> list:
     """Trials, the best first, of equal ones the earlier."""
     if missing := sum(run not in found for run in planned):
         raise Incomplete(f"{missing} of {len(planned)} trials of {planned[0].head} are not recorded")
-    return sorted(planned, key=lambda run: -found[run]["metrics"][measure])  # which is stable
+    return sorted(planned, key=lambda run: -_score(found[run], measure))  # which is stable
+
+
+def _score(record: dict, measure: str) -> float:
+    value = record["metrics"].get(measure, math.nan)
+    if math.isnan(value):
+        raise ValueError(
+            f"a run has no {measure} ({record.get('error', 'NaN')}): take its line away and train it again"
+        )
+    return value
 
 
 def chosen(finalists: list, found: dict, measure: str) -> dict:
@@ -130,7 +139,7 @@ def chosen(finalists: list, found: dict, measure: str) -> dict:
         raise Incomplete(f"{missing} of {len(finalists)} finalists are not recorded")
     scores: dict = {}
     for run in finalists:
-        scores.setdefault(dataclasses.replace(run, seed=FINALIST_SEEDS[0]), []).append(found[run]["metrics"][measure])
+        scores.setdefault(dataclasses.replace(run, seed=FINALIST_SEEDS[0]), []).append(_score(found[run], measure))
     best: dict = {}
     for run, values in scores.items():
         if run.head not in best or np.mean(values) > np.mean(scores[best[run.head]]):

@@ -5,6 +5,8 @@ import pandas as pd
 
 from studies import statistics
 
+DASH = "\N{EN DASH}"  # for what is not defined, or was not measured
+
 
 def summary(
     frame: pd.DataFrame, columns: dict[str, tuple[str, float, int]], bootstrapped: bool = False
@@ -12,8 +14,8 @@ def summary(
     """A table by loss: n and, per column, the mean ± half the 95 % interval of ``statistics.means`` if there is one.
 
     columns: heading -> (metric, factor, decimals), for instance {"accuracy (%)": ("test_accuracy", 100, 2)}; a
-    metric that the frame lacks is left out. bootstrapped: mean [low, high] by ``statistics.bootstrap`` instead,
-    where there are runs enough.
+    metric that the frame lacks is left out, and a loss with a run that lacks it has a dash. bootstrapped: mean
+    [low, high] by ``statistics.bootstrap`` instead, where there are runs enough.
     """
     table = frame.groupby("head", sort=False).size().rename("n").to_frame().rename_axis("loss")
     for heading, (metric, factor, decimals) in columns.items():
@@ -21,17 +23,25 @@ def summary(
             continue
         values = {head: factor * v for head, v in statistics.by_loss(frame, metric).items()}
         if bootstrapped and table["n"].min() >= statistics.ENOUGH:
-            table[heading] = [_range(*statistics.bootstrap(v), decimals) for v in values.values()]
+            table[heading] = [
+                _range(*statistics.bootstrap(v), decimals) if np.isfinite(v).all() else DASH for v in values.values()
+            ]
             continue
-        table[heading] = [
-            f"{mean:.{decimals}f}" + (f" ± {high - mean:.{decimals}f}" if np.isfinite(high) else "")
-            for mean, _, high in statistics.means(values, apart=statistics.apart(frame)).values()
-        ]
+        known = {head: v for head, v in values.items() if np.isfinite(v).all()}  # the noise is theirs
+        cells = {
+            head: f"{mean:.{decimals}f}" + (f" ± {high - mean:.{decimals}f}" if np.isfinite(high) else "")
+            for head, (mean, _, high) in statistics.means(known, apart=statistics.apart(frame)).items()
+        }
+        table[heading] = [cells.get(head, DASH) for head in values]
     return table
 
 
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if np.isfinite(value) else DASH
+
+
 def _range(mean: float, low: float, high: float, decimals: int) -> str:
-    return f"{mean:.{decimals}f}" + (f" [{low:.{decimals}f}, {high:.{decimals}f}]" if np.isfinite(low) else "")
+    return _number(mean, f".{decimals}f") + (f" [{low:.{decimals}f}, {high:.{decimals}f}]" if np.isfinite(low) else "")
 
 
 def convergence(frame: pd.DataFrame, accuracies) -> pd.DataFrame:
@@ -53,7 +63,7 @@ def convergence(frame: pd.DataFrame, accuracies) -> pd.DataFrame:
     return table
 
 
-def readable(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+def as_text(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """A ``statistics.compare`` table as text, one column per idea."""
     return pd.DataFrame(
         {
@@ -63,11 +73,11 @@ def readable(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
                 f"[{a:+.{digits}f}, {b:+.{digits}f}]" if np.isfinite(a) else ""
                 for a, b in table[["boot_low", "boot_high"]].values
             ],
-            "p": table["p"].map("{:.3f}".format),
-            "p (Holm)": table["p_holm"].map("{:.3f}".format),
-            "d": table["d"].map("{:+.1f}".format),
+            "p": [_number(value, ".3f") for value in table["p"]],
+            "p (Holm)": [_number(value, ".3f") for value in table["p_holm"]],
+            "d": [_number(value, "+.1f") for value in table["d"]],
             "P(better)": [_range(*row, 2) for row in table.filter(like="improvement").values],
-            "detectable": table["detectable"].map(f"{{:.{digits}f}}".format),
+            "detectable": [_number(value, f".{digits}f") for value in table["detectable"]],
             "verdict": table["verdict"],
         }
     )
@@ -94,4 +104,4 @@ def power_note(table: pd.DataFrame, unit: str, digits: int = 2) -> str:
 def bracket(row: pd.Series, digits: int = 2) -> str:
     """A row of ``statistics.differences`` as text: mean and, in brackets, its interval."""
     interval = f"[{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]" if pd.notna(row["low"]) else "(no interval)"
-    return f"{row['mean']:+.{digits}f} {interval}"
+    return f"{row['mean']:+.{digits}f} {interval}" if np.isfinite(row["mean"]) else DASH

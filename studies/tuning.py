@@ -89,7 +89,7 @@ def execute_trial(config: runs.Config, progress: bool = False) -> tuple:
     except FloatingPointError:  # a trial that diverges has lost, and the others go on
         history = {"val_accuracy": [0.0], "val_loss": [math.inf]}
         model, record = None, records.record(config, {"val_accuracy": 0.0}, history, device.best_device(), 0.0)
-    return model, record | {"metrics": {"val_accuracy": record["metrics"]["val_accuracy"]}}
+    return model, record | {"metrics": {"val_accuracy": record["metrics"].get("val_accuracy", math.nan)}}
 
 
 def results(data: str, full: bool | None = None) -> pd.DataFrame:

@@ -64,12 +64,12 @@ def sign_flip_p(differences) -> float:
 
 def stalled(frame: pd.DataFrame, measure: str = "val_accuracy", reference: str = "Softmax") -> pd.Series:
     """Which runs of one setting (rows with head and the measure) are stalled: they failed, or their measure is below
-    half of the reference's median."""
-    typical = frame.loc[frame["head"] == reference, measure].median()
-    if not typical > 0:
+    half of the reference's median. Where all of the reference's runs failed, only those that failed are."""
+    if reference not in set(frame["head"]):
         raise ValueError(f"what is stalled is judged by {reference}, and these runs hold none of it")
+    typical = frame.loc[frame["head"] == reference, measure].median()
     failed = frame["failed"].notna() if "failed" in frame else False
-    return failed | ~(frame[measure] >= typical / 2)
+    return failed | ~(frame[measure] >= (0 if np.isnan(typical) else typical / 2))
 
 
 def compare(

@@ -51,4 +51,4 @@ def make(root: Path) -> dict[str, tuple]:
 def described(path: Path, archive: str, *_) -> tuple:
     """The entry of ``omniglot.FOLDERS`` for a folder as it is."""
     ink = np.stack([omniglot._ink(file) for file in sorted(path.rglob("*.png"), key=lambda file: file.as_posix())])
-    return archive, len(ink), hashlib.md5(omniglot.shrink(ink).numpy().tobytes()).hexdigest()
+    return archive, len(ink), hashlib.md5(omniglot.downsample(ink).numpy().tobytes()).hexdigest()

@@ -122,7 +122,7 @@ def test_each_way_has_a_process_of_its_own_and_a_first_call_that_does_not_count(
 @pytest.mark.parametrize("name", throughput.SHAPES)
 def test_pooling_first_is_the_same_network(name):
     channels, side = throughput.SHAPES[name]
-    usual, ours = (throughput.network(channels, side, pool_first) for pool_first in (False, True))
+    usual, ours = (throughput.s1_network(channels, side, pool_first) for pool_first in (False, True))
     for a, b in zip(usual.parameters(), ours.parameters(), strict=True):
         b.data = a.data
     images = torch.randn(3, channels[0], side, side)

@@ -2,7 +2,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -267,7 +266,7 @@ def test_a_study_has_every_head_in_every_block():
         plan = studies[question]
         assert [r.seed for r in plan] == sorted(r.seed for r in plan) and {r.question for r in plan} == {question}
         block = [r for r in plan if r.seed == 1]
-        assert len(block) == len(levels) * len(beyond.heads(question)) == len(plan) / 4
+        assert len(block) == len(levels) * len(beyond.losses_of(question)) == len(plan) / 4
         assert set(tuning.LOSSES) <= {r.head for r in block}
     assert {r.head for plan in studies.values() for r in plan} == set(heads.heads())
     full = beyond.BEYOND["cifar10", "open set"].planned(full=True)
@@ -290,7 +289,7 @@ def test_tuned_constants_are_used_once_recorded(project):
 @pytest.fixture
 def small(project, monkeypatch):
     """A plan of seconds: two heads and the questions without their extra losses, on MNIST's settings."""
-    monkeypatch.setattr(beyond, "heads", lambda question: ("Softmax", "NormFace"))
+    monkeypatch.setattr(beyond, "losses_of", lambda question: ("Softmax", "NormFace"))
     return project
 
 
@@ -339,18 +338,8 @@ def test_difference_is_averaged_over_levels_and_paired(small):
     assert row["low"] == pytest.approx(2, abs=1e-6)  # what the seeds share is no noise
 
 
-def test_reading_names_what_differs():
-    table = pd.DataFrame(
-        [("A", 0.2, -1, 1.4, "no difference shown"), ("B", 3, 2, 4, "higher"), ("C", -3, -4, -2, "lower")],
-        columns=["loss", "mean", "low", "high", "verdict"],
-    ).set_index("loss")
-    assert beyond.reading(table) == (
-        "higher than Softmax: B +3.0 [+2.0, +4.0]; lower than Softmax: C -3.0 [-4.0, -2.0]; no difference shown: A"
-    )
-
-
 def test_a_loss_that_stalls_says_nothing_about_the_noise_of_the_others(small, monkeypatch):
-    monkeypatch.setattr(beyond, "heads", lambda question: ("Softmax", "NormFace", "ArcFace"))
+    monkeypatch.setattr(beyond, "losses_of", lambda question: ("Softmax", "NormFace", "ArcFace"))
 
     def records(collapses):
         """Paired runs without noise, but that ArcFace collapses on one seed."""
@@ -389,7 +378,7 @@ def test_summary_has_what_is_recorded(small):
         for r, k in records.items()
     }
     rows = {question: complete(question, records) for question in beyond.QUESTIONS}
-    found = beyond.summary(rows, "NormFace", ["Softmax"])
+    found = beyond.by_label(rows, "NormFace", ["Softmax"])
     assert list(found) == ["long tail"] and found["long tail"]["mean"].tolist() == pytest.approx([-10])
 
 

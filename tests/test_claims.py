@@ -259,6 +259,6 @@ def test_difficulty_correlation():
 
 def test_ledger_is_written_whole(project):
     table = claims.ledger({}, [1, 52])
-    claims.write(table)
+    claims.write_ledger(table)
     again = pd.read_csv(project / "results" / "claims.csv")
     assert list(again["number"]) == [1, 52] and list(again["verdict"]) == list(table["verdict"])

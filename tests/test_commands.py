@@ -160,6 +160,21 @@ def test_help_starts_nothing(project, monkeypatch, capsys, name):
     assert not files(project)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("setting", ["PROFILE", "RETRAIN"])
+@pytest.mark.parametrize(
+    "name", [name for name in RUNNABLE if name.startswith("benchmarks.") and "sharded" not in name]
+)
+def test_a_benchmark_refuses_a_wrong_setting_in_one_line(project, monkeypatch, capsys, name, setting):
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setenv(setting, "fast")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert str(ended.value.code).startswith(f"error: {setting}") and "\n" not in str(ended.value.code)
+    assert not capsys.readouterr().out and not files(project)
+
+
 def test_all_that_can_be_run_is_found():
     assert {"studies", "report", "benchmarks.head_costs", "benchmarks.recipes"} <= set(RUNNABLE)
 

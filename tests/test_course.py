@@ -1,9 +1,11 @@
 """The notebooks as a course: their form, their exercises with solutions, and what course/ draws into them."""
 
+import ast
 import itertools
 import json
 import re
 import subprocess
+import symtable
 import sys
 
 import matplotlib.pyplot as plt
@@ -17,7 +19,7 @@ from course.interactive import Picture, Slider
 from lib import paths
 
 NOTEBOOKS = sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))
-COURSE = [path for path in NOTEBOOKS if path.stem in ("01_cosine_distance", "02_arcface_derivation")]  # converted ones
+COURSE = NOTEBOOKS
 
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 converted = pytest.mark.parametrize("path", COURSE, ids=lambda p: p.stem)
@@ -37,7 +39,7 @@ def test_the_set_up_is_folded_and_no_cell_is_folded_in_part(path):
 
 @converted
 def test_form(path):
-    found = form.measure(path)
+    found = form.measures(path)
     assert found["prose / open code"] >= 1.5
     assert found["their median lines"] <= 8
     assert found["longest open line"] <= 100
@@ -86,31 +88,80 @@ RUN = """
 import contextlib, io, json, sys
 import course.page
 course.page.show = course.page.say = lambda *a, **k: None  # nothing is written
-cells, solutions = json.load(sys.stdin)
-space = {"display": print}
-for source in cells:
-    exec(compile(source, "cell", "exec"), space)
-printed = []
-for source in solutions:
+space, printed = {"display": print}, []
+for kind, source in json.load(sys.stdin):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(compile(source, "solution", "exec"), space)
-    printed.append(out.getvalue())
+        exec(compile(source, kind, "exec"), space)
+    printed += [out.getvalue()] if kind == "solution" else []
 print(json.dumps(printed))
 """
+SHOWS = re.compile(r"\b(show|say|display|print)\(")
+
+
+def names(source):
+    """The names of the notebook that a cell makes or changes, and those that it uses and did not make in an earlier
+    line."""
+    table = symtable.symtable(source, "cell", "exec")
+    made = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    used, inner = {s.get_name() for s in table.get_symbols() if s.is_referenced()}, [*table.get_children()]
+    while inner:
+        below = inner.pop()
+        used |= {s.get_name() for s in below.get_symbols() if s.is_global() and s.is_referenced()}
+        inner += below.get_children()
+    first = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            kind = (node.id, isinstance(node.ctx, ast.Load))
+            first[kind] = min(node.lineno, first.get(kind, node.lineno))
+        elif isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
+            made |= {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)}
+    made |= used & {"rng"}  # whoever draws changes what comes next
+    own = {name for name in made - {"rng"} if first.get((name, False), 10**6) < first.get((name, True), 0)}
+    return made, used - own
+
+
+def needed(code, solutions):
+    """The numbers of the cells without which the solutions cannot run. One that shows something is left out, unless it
+    alone makes a name that they use."""
+    parts = [names(source) for source in code]
+    wanted, kept = set().union(*(names(source)[1] for source in solutions)), {0}  # the first cell finds lib
+    quiet = {i for i, source in enumerate(code) if not SHOWS.search(source)}
+    while True:
+        more = {i for i in quiet - kept if parts[i][0] & wanted}
+        if not more:
+            lacking = wanted.difference(*(parts[i][0] for i in kept))
+            more = {i for i in range(len(code)) if parts[i][0] & lacking} - kept
+        if not more:
+            return kept
+        kept |= more
+        wanted = wanted.union(*(parts[i][1] for i in more))
+
+
+def test_cells_that_a_solution_needs():
+    cells = ["import sys", "import numpy as np", "a = np.ones(2)", "show(a)", "def f(x):\n    c = x\n    return c + b"]
+    cells += ["b = 1", "a[0] = 2", "c = 3", "a = b = np.zeros(2)\nshow(a)", "d = 1\nshow(d)"]
+    assert needed(cells, ["print(f(a))"]) == {0, 1, 2, 4, 5, 6}
+    assert needed(cells, ["print(c)"]) == {0, 7}
+    assert needed(cells, ["print(d)"]) == {0, 9}
 
 
 @converted
 def test_solutions_print_what_they_show(path):
-    notebook = cells(path)
-    code = [cell.source for cell in notebook if cell.cell_type == "code"]
-    pairs = [pair for cell in notebook for solution in form.solutions(cell) for pair in solution]
-    assert len(pairs) >= 3
-    given = json.dumps([code, [source for source, _ in pairs]])
-    command = [sys.executable, "-c", RUN]
-    done = subprocess.run(command, input=given, cwd=paths.PROJECT, capture_output=True, text=True)
+    order, shown = [], []  # cells and solutions, as a reader comes upon them
+    for cell in cells(path):
+        if cell.cell_type == "code":
+            order.append(("cell", cell.source))
+        for source, prints in (pair for solution in form.solutions(cell) for pair in solution):
+            order.append(("solution", source))
+            shown.append(prints)
+    assert len(shown) >= 3
+    code, solved = ([source for kind, source in order if kind == wanted] for wanted in ("cell", "solution"))
+    kept = {code[i] for i in needed(code, solved)}
+    given = json.dumps([(kind, source) for kind, source in order if kind == "solution" or source in kept])
+    done = subprocess.run([sys.executable, "-c", RUN], input=given, cwd=paths.PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [shown for _, shown in pairs]
+    assert json.loads(done.stdout.splitlines()[-1]) == shown
 
 
 # ---------------------------------------------------------------- course.form
@@ -147,7 +198,7 @@ def test_measures(tmp_path):
         + len(f"### Exercise 1 · Try\n\n{solution}")
         - len("```python\nprint(1)\n```" + "```text\n1\n```")
     )
-    assert form.measure(tmp_path / "a.ipynb") == {
+    assert form.measures(tmp_path / "a.ipynb") == {
         "prose / open code": round(prose / 20, 2), "open cells": 2, "their median lines": 2, "longest open line": 12,
         "exercises": 1, "solutions": 1, "figures": 3, "without alternative text": 2,
     }  # fmt: skip
@@ -177,9 +228,17 @@ def test_show_gives_a_figure_its_alternative_text(shown, tmp_path, name):
     fig = plt.figure()
     page.show(fig, name, 'a "line" & more')
     (bundle,) = shown
-    assert 'alt="a &quot;line&quot; &amp; more"' in bundle["text/html"] and bundle["image/png"] in bundle["text/html"]
+    assert 'alt="a &quot;line&quot; &amp; more"' in bundle["text/html"] and "image/png" not in bundle  # once is enough
     assert bundle["text/plain"] == 'a "line" & more' and not plt.fignum_exists(fig.number)
     assert [p.name for p in tmp_path.rglob("*.png")] == ([f"{name}.png"] if name else [])
+
+
+def test_a_figure_that_cannot_be_written_is_shown_and_said(shown, tmp_path, monkeypatch, capsys):
+    (tmp_path / "figures").write_text("a file where the folder should be")
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    fig = plt.figure(figsize=(2, 1))
+    page.show(fig, "01_line", "A line.")
+    assert "cannot be written" in capsys.readouterr().out and '<img alt="A line."' in shown[0]["text/html"]
 
 
 def test_say_puts_numbers_into_a_sentence(shown):
@@ -229,6 +288,12 @@ def test_the_still_picture_is_the_start_position_and_is_the_same_each_time():
     assert "<input" not in bundle["text/html"]  # no dead slider without JavaScript
     script = bundle["text/html"].split("<script>")[1].split("</script>")[0]
     assert "<10>" not in script.split("\n")[-1]  # no markup inside the script
+
+
+def test_a_dot_without_a_place_is_not_drawn():
+    panel = Picture([], "", (400, 300)).panel((0, 1, []), (0, 1, []))
+    panel.box = (0, 0, 100, 100)
+    assert panel._dots([0, np.nan], [0, 1]) == "M0.0,100.0h0" and panel._dots([0], [np.nan]) == "M-9,-9"
 
 
 def test_wrong_names_and_starts_are_refused():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omniglot_stand_in import make as make_omniglot
 from pretend_device import PretendDevice
 from sklearn.metrics import confusion_matrix
 from torch import nn
@@ -19,7 +20,8 @@ from torch.testing import assert_close
 from lib import data, heads, metrics, models, train
 from lib.device import best_device, memory_format, precision
 from lib.heads import many_classes, variants
-from studies import beyond_accuracy, margin_maps, replicas, runs
+from lib.sets import omniglot as omniglot_files
+from studies import beyond_accuracy, margin_maps, omniglot, replicas, runs, s1, search
 
 HEADS = heads.heads() | variants.HEADS
 KINDS = ("cuda", "mps")
@@ -163,10 +165,10 @@ def test_a_read_is_counted_once(device, read):
 def test_a_read_has_its_place_in_lib(device):
     logits, y = torch.zeros(4, 3, device=device.kind), torch.zeros(4, dtype=torch.int64, device=device.kind)
     metrics.recall_at_1(logits, y)
-    ((place, count),) = device.reads.items()
-    file, line = place.split(":")
-    assert count == 1 and file == "metrics.py"
-    assert ".item()" in Path(metrics.__file__).read_text().splitlines()[int(line) - 1]
+    source = Path(metrics.__file__).read_text().splitlines()
+    lines = {place: source[int(place.split(":")[1]) - 1] for place in device.reads}
+    assert {place.split(":")[0] for place in lines} == {"metrics.py"}
+    assert any("sum().item()" in line for line in lines.values()) and len(lines) >= 2
 
 
 def test_operations_and_copies_are_counted(device):
@@ -428,6 +430,18 @@ STUDIES = {
     ),
     "margin maps, all classes": lambda: (margin_maps, margin_maps.Run("mnist", "CombinedMargin", **TINY)),
     "margin maps, seven classes": lambda: (margin_maps, margin_maps.Run("mnist", "CosFace", **TINY, known=7)),
+    **{
+        f"S1, {data} {loss}, {'fp32' if fp32 else 'bf16 convolutions'}": lambda data=data, loss=loss, fp32=fp32: (
+            s1,
+            s1.published(data, loss, fp32=fp32, epochs=1),
+        )
+        for data, loss, fp32 in (
+            ("mnist", "ArcFace", True),
+            ("cifar10", "ArcFace", False),
+            ("mnist", "AdaLoss", False),
+            ("cifar10", "AdaLoss", True),
+        )
+    },
     "replicas, S1, ArcFace": lambda: (replicas, replicas.s1("mnist", "ArcFace", 1, 0)),
     "replicas, S1, AdaLoss": lambda: (replicas, replicas.s1("mnist", "AdaLoss", 1, 0, margin_warmup=1.0)),
     "replicas, S3, Softmax": lambda: (replicas, replicas.s3("cifar10", "Softmax", 1, 0, 0.01, fp32=True)),
@@ -443,3 +457,35 @@ def test_a_run_of_every_study(name, device, small):
     model, record = study.execute(run, progress=False)
     assert on(device.kind, state(model))
     assert device.kind == "mps" or record["device"] == "a pretended GPU"
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory):
+    root = tmp_path_factory.mktemp("characters")
+    return root, make_omniglot(root / "data")
+
+
+@pytest.mark.parametrize("run", [
+    omniglot.default("Triplet", trial=True), omniglot.default("AdaLoss", constants=search.FREE),
+    omniglot.default("Softmax", classes=6, drawings=4),
+], ids=["trial", "final", "fewer characters"])  # fmt: skip
+def test_a_run_on_characters_never_seen(run, device, characters, monkeypatch):
+    root, known = characters
+    for folder, entry in known.items():
+        monkeypatch.setitem(omniglot_files.FOLDERS, folder, entry)
+    monkeypatch.setattr("lib.paths.PROJECT", root)
+    monkeypatch.setattr(omniglot, "TASKS", 5)
+    for cached in (runs.load, omniglot.official):
+        cached.cache_clear()
+    run = dataclasses.replace(run, epochs=1, batch_size=64, embedding_dim=8)
+    try:
+        model, record = omniglot.execute(run)
+        assert on(device.kind, state(model))
+        assert 0 <= record["metrics"]["map_at_r"] <= 1 and ("one_shot_error" in record["metrics"]) != run.trial
+        plan = dataclasses.replace(omniglot.FINAL, plan=lambda full: {} if run.trial else {run: run.head})
+        monkeypatch.setattr(omniglot, "FINAL", plan)
+        packed = omniglot._pack(run, model, record)
+        assert (packed is None) == (run.head == "Triplet" or run.classes > 0)
+    finally:
+        for cached in (runs.load, omniglot.official):
+            cached.cache_clear()

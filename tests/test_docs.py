@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from lib import heads, paths
+from lib import heads, models, paths
 from lib.heads import variants
 
 README = (paths.PROJECT / "README.md").read_text(encoding="utf-8")
@@ -48,8 +48,20 @@ def test_the_loop_trains_every_head(name, tensors, capsys):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.findall(r"(?:from|import) ([\w.]+)", block)[0])
 def test_blocks_run(block, tmp_path, monkeypatch):
-    foreign = [name for name in ("lightning", "accelerate") if re.search(rf"\b{name}\b", block)]
+    foreign = [name for name in ("lightning", "accelerate", "onnx") if re.search(rf"\b{name}\b", block)]
     if missing := [name for name in foreign if not importlib.util.find_spec(name)]:
         pytest.skip(f"{missing[0]} is not installed")
     monkeypatch.chdir(tmp_path)
     exec(block, {"__name__": "docs"})
+
+
+@pytest.mark.parametrize("name", heads.heads())
+def test_onnx_takes_every_head(name, tmp_path):
+    program = torch.onnx.export(heads.make(name, 10, 16).eval(), (torch.randn(4, 16),), dynamo=True, verbose=False)
+    assert program.model.graph.outputs[0].shape == [4, 10]
+
+
+def test_onnx_does_not_take_the_small_network():
+    network = models.network("SmallNet", torch.randn(64, 1, 28, 28), 16)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError):  # else the docs are to be changed
+        torch.onnx.export(network.eval(), (torch.randn(2, 1, 28, 28),), dynamo=True, verbose=False)

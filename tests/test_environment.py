@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from report import colab, environment
+from report.__main__ import main
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,10 +67,20 @@ def test_the_groups_name_the_modules_of_their_packages():
 
 def test_each_part_imports_what_its_groups_hold():
     own = {"nbformat", "traitlets"}  # with nbconvert
-    assert imported("report") <= modules("report") | own
+    assert imported("report/site") <= modules("report", "site") | own | {"docutils"}  # the last with Sphinx
+    assert imported("report") - imported("report/site") <= modules("report") | own
     assert imported("lib", "studies", "benchmarks") <= modules("study")
     assert name(PROJECT["project"]["dependencies"][0]) == "torch" and len(PROJECT["project"]["dependencies"]) == 1
     assert imported("lib/heads") <= {"torch", "pytorch_metric_learning"}
+
+
+def test_no_bar_and_no_figure_asks_for_widgets():
+    # without ipywidgets tqdm.auto and tqdm.notebook warn in every notebook
+    assert not [package for package in LOCK["package"] if "widgets" in package["name"]]
+    parts = ("lib", "studies", "course", "report", "benchmarks")
+    code = [path for part in parts for path in (ROOT / part).rglob("*.py")]
+    for path in [*code, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "report").glob("*.ipynb")]:
+        assert not re.search(r"tqdm\.(auto|notebook|autonotebook)|import ipywidgets", path.read_text(encoding="utf-8"))
 
 
 def test_the_report_needs_no_torch():
@@ -95,7 +106,7 @@ def test_the_lock_is_that_of_pyproject():
         for group, entries in project["metadata"]["requires-dev"].items()
     }
     wanted = {
-        group: {(name(requirement), re.sub(r"^[\w.-]+", "", requirement)) for requirement in requirements}
+        group: {(name(requirement), re.sub(r"^[\w.-]+|;.*", "", requirement)) for requirement in requirements}
         for group, requirements in GROUPS.items()
     }
     assert locked == wanted
@@ -259,6 +270,32 @@ def test_an_active_environment_is_used_or_what_it_lacks_is_named(outside, monkey
     assert not outside
 
 
+def test_an_older_python_needs_no_packages_of_the_web_edition(outside, monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda module: None)
+    assert set(environment.lacking({"site"})) == set(environment.GROUPS["site"])
+    monkeypatch.setattr(environment.sys, "version_info", (3, 10, 4))
+    assert environment.lacking({"site"}) == []
+    assert all("python_version >= '3.11'" in requirement for requirement in GROUPS["site"])
+
+
+def test_an_older_python_is_told_before_anything_is_installed(outside, project, monkeypatch):
+    message = "error: the web edition needs Python 3.11 or newer, this is 3.10: call a newer one"
+    monkeypatch.setattr(environment.sys, "version_info", (3, 10, 4))
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        main(["site"])
+    monkeypatch.setattr(environment.sys, "version_info", (3, 12, 1))
+    environment.python().parent.mkdir(parents=True)
+    environment.python().touch()
+    settings = project / ".venv" / "pyvenv.cfg"
+    for line in ("version_info = 3.10.4", "version = 3.10.4"):  # uv's, and that of Python's own venv
+        settings.write_text(f"home = /usr/bin\n{line}\n")
+        with pytest.raises(SystemExit, match=f"^{message} without \\.venv$"):
+            main(["site"])
+    assert not outside
+    settings.write_text("version_info = 3.11.7\n")
+    environment.at_least((3, 11), "the web edition")
+
+
 def test_conda_base_is_no_environment_that_somebody_chose(outside, monkeypatch):
     monkeypatch.setenv("CONDA_DEFAULT_ENV", "base")
     monkeypatch.setenv("CONDA_PREFIX", sys.base_prefix)
@@ -330,13 +367,13 @@ def test_colab_installs_what_is_missing_and_changes_nothing_else(monkeypatch, tm
         return subprocess.CompletedProcess(command, 0, stdout="Tesla T4\n")
 
     monkeypatch.setattr(colab.subprocess, "run", run)
-    colab.prepare()
+    colab.install()
     ((command, pins),) = calls
     assert command[-1] == "pytorch-metric-learning>=2.9" and command[-2].endswith("constraints.txt")
     assert {"torch==99", "torchvision==99", "ipywidgets==99", "some-thing==99"} <= set(pins)
     there["pytorch-metric-learning"] = "99"
     distributions.append(type("D", (), {"metadata": {"Name": "pytorch_metric_learning"}, "version": "99"}))
-    colab.prepare()
+    colab.install()
     assert len(calls) == 1
 
 
@@ -344,10 +381,10 @@ def test_colab_says_which_gpu_it_found(monkeypatch, capsys):
     monkeypatch.setattr(colab, "lacking", lambda: ([], []))
     done = subprocess.CompletedProcess([], 0, stdout="Tesla T4\n")
     monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: done)
-    colab.prepare()
+    colab.install()
     assert capsys.readouterr().out == "GPU: Tesla T4\n"
     monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: (_ for _ in ()).throw(FileNotFoundError))
-    colab.prepare()
+    colab.install()
     assert "Runtime > Change runtime type" in capsys.readouterr().out
 
 
@@ -356,13 +393,13 @@ def test_records_on_the_drive_are_kept_and_get_those_of_the_clone(project, tmp_p
     records = project / "results" / "runs.jsonl"
     records.parent.mkdir()
     records.write_text("one\n")
-    kept = colab.keep(drive) / "runs.jsonl"
+    kept = colab.keep_on_drive(drive) / "runs.jsonl"
     with records.open("a") as file:  # trained on Colab
         file.write("mine\n")
-    assert kept.read_text() == "one\nmine\n" and colab.keep(drive) == kept.parent
+    assert kept.read_text() == "one\nmine\n" and colab.keep_on_drive(drive) == kept.parent
     records.parent.unlink()  # another day: a new clone, with a further record
     records.parent.mkdir()
     records.write_text("one\ntwo\n")
     (project / "results_of_the_clone").rename(project / "old")
-    colab.keep(drive)
+    colab.keep_on_drive(drive)
     assert records.read_text() == "two\none\nmine\n"

@@ -2,7 +2,9 @@
 """Any notebook as a PDF: a table of small inputs and what is on the page, or what is said of them."""
 
 import base64
+import gzip
 import io
+import json
 import logging
 import re
 import shutil
@@ -10,6 +12,7 @@ import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pypandoc
 import pytest
 import typst
@@ -18,7 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from pypdf import PdfReader
 
-from report import cells, formulas, pdf
+from report import ansi, cells, formulas, pdf
 
 ROOT = Path(__file__).resolve().parent.parent
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"><text x="2" y="15">in the svg</text></svg>'
@@ -109,6 +112,13 @@ INPUTS = {
     "big": ("$$\\big( a \\big)$$", ["\\(a\\)", "-big"], ""),
     "macro in the next cell": (["$\\newcommand{\\R}{\\mathbb R}$", "$x \\in \\R$"], ["x ?∈ ?R", "-newcommand"], ""),
     "macro with an argument": ("$\\def\\norm#1{\\lVert #1 \\rVert}\\norm{v}$", ["∥ ?v ?∥|‖ ?v ?‖", "-norm"], ""),
+    "a matrix without brackets": ("$$\\begin{matrix} & b \\\\ c & d \\end{matrix}$$", ["b", "c", "d", "-matrix", "-[(;\ue010]"], ""),
+    "a column without brackets": ("$$\\begin{array}{c} a \\\\ b \\end{array}$$", ["a ?b", "-array", "-[(;\ue010]"], ""),
+    "sympy's matrix": (shown(data(text_latex="$\\displaystyle \\left[\\begin{matrix}1 & 2\\\\3 & 4\\end{matrix}\\right]$")), ["\\[ ?1", "-matrix"], ""),
+    "a determinant": ("$$\\left|\\begin{array}{cc} 1 & 2 \\\\ 3 & 4\\end{array}\\right|$$", ["1", "4", "-;|array"], ""),
+    "cases as an array": ("$$f = \\left\\{\\begin{array}{ll} 1 & x \\\\ 0 & y\\end{array}\\right.$$", ["f ?= ?\\{ ?1", "-array"], ""),
+    "an array with a rule": ("$$\\begin{array}{c|c} 1 & 2 \\end{array}$$", "array", "the environment array"),
+    "tags of several lines": ("\\begin{align}\na &= b \\tag{1} \\\\\nc &= d \\tag{2a}\n\\end{align}", ["b ?\\(1\\) ?c", "\\(2a\\)"], ""),
     "tag": ("$$a = b \\tag{7}$$", ["a ?= ?b \\(7\\)", "-tag"], ""),
     "old fonts": ("${\\rm x} {\\bf y}$", ["x ?y", "-rm|bf"], ""),
     "colour": ("$\\color{red}{x}$", "color", "\\color converts wrongly"),
@@ -117,12 +127,28 @@ INPUTS = {
     "unbalanced": ("$$\\frac{a}{b$$ text", "frac", "pandoc cannot convert"),
     "too wide": ("$$" + " + ".join(["x"] * 90) + "$$", "x", ""),
     # pictures in Markdown
+    "a width in pixels": ('<img src="a.png" style="width: 40px; height: auto">', "", ""),
+    "a height": ('<img src="a.png" height="40" alt="high">', "high", ""),
+    "svg of another encoding": ("![latin](latin.svg) ![utf-16](utf16.svg)", ["für svg", "utf-16"], ""),
+    "svg that is packed": ("![packed](x.svgz)", ["in the svg"], ""),
+    "svg without room": ("![none](none.svg)", "none", "image none.svg cannot be read (failed to parse SVG"),
+    "svg with a symbol": ("![signs](signs.svg)", "signs", "no font here shows '✅' (white heavy check mark) in image signs.svg"),
+    "a moving picture": ("![moves](moves.gif)", "moves", "image moves.gif has 2 frames, of which the first is shown"),
+    "pdf of two pages": ("![pages](two.pdf)", "pages", "image two.pdf has 2 pages, of which the first is shown"),
+    "a pdf that is cut": ("![cut](cut.pdf)", "cut", "image cut.pdf cannot be read"),
+    "palette and 16 bits": ("![palette](palette.png) ![deep](deep.png) ![cmyk](cmyk.jpg)", ["palette", "deep", "cmyk"], ""),
+    "a folder as a picture": ("![folder](.)", "folder", "image . is missing"),
     "two pictures": ("![cap one](a.png) ![cap two](b.png)", ["Figure \\d+. cap one", "Figure \\d+. cap two"], ""),
     "picture in a sentence": ("Text ![the cap](a.png) text.", "Text \\(the cap\\) text.", ""),
     "picture above its text": ("![above](a.png)\nText directly below.", ["Figure \\d+. above", "Text directly below."], ""),
     "picture in a list": ("- item\n- ![in list](a.png)", "Figure \\d+. in list", ""),
     "picture in a table": ("| a | b |\n|---|---|\n| ![in table](a.png) | 2 |", "in table", ""),
     "linked picture": ("[![linked](a.png)](https://x.org)", "Figure \\d+. linked", ""),
+    "figure of html": ('<figure><img src="a.png" alt="alternative"><figcaption>the caption</figcaption></figure>', ["Figure \\d+. the caption", "-alternative"], ""),
+    "table in a list": ("- item\n  | a | b |\n  |---|---|\n  | 1 | 2 |", ["item a b 1 2", "-\\|"], ""),
+    "note with a formula": ("a[^n]\n\n[^n]: of $x^2$ and `code`", ["x ?2 and code", "-\\["], ""),
+    "two headings of one name": ("### Same\n\n### Same\n\n[one](#Same) [two](#same-1)", "Same Same one two", ""),
+    "anchor of html": ('<a id="place"></a>\n\n[there](#place)', "there", ""),
     "html picture": ('<img src="a.png" width="900" alt="by html">', "by html", ""),
     "a name with blanks": ("![blank](<a b.png>) ![twenty](a%20b.png)", ["blank", "twenty"], ""),
     "a query behind the name": ("![raw](a.png?raw=true)", "raw", ""),
@@ -138,6 +164,7 @@ INPUTS = {
     "no picture": ("![gone](gone.png)", "gone", "image gone.png is missing: save it, or correct its name"),
     "attachment": (new_markdown_cell("![image.png](attachment:image.png)", attachments={"image.png": {"image/png": base64.b64encode(encoded()).decode()}}), "-image.png", ""),
     # outputs
+    "png that is no base64": (shown(data(image_png="!!!no base64", text_plain="<Figure>")), "Not shown here", "image in the output cannot be read"),
     "png output": (shown(data(image_png=encoded(), text_plain="<Figure>")), "-<Figure>", ""),
     "jpeg output": (shown(data(image_jpeg=encoded("JPEG"), text_plain="<Figure>")), "-<Figure>", ""),
     "svg output": (shown(data(**{"image_svg+xml": SVG}, text_plain="<Figure>")), ["in the svg", "-<Figure>"], ""),
@@ -145,6 +172,12 @@ INPUTS = {
     "dataframe": (shown(data(text_html="<style scoped>x</style><table><tr><th></th><th>acc</th></tr><tr><th>0</th><td>a &lt; b</td></tr></table>", text_plain="plain")), ["acc 0 a < b", "-plain"], ""),
     "markdown output": (shown(data(text_markdown="a **computed** line", text_plain="<Markdown>")), ["a computed line", "-<Markdown>"], ""),
     "json output": (shown(data(application_json={"key": 1}, text_plain="<JSON>")), ['"key": 1', "-<JSON>"], ""),
+    "empty dataframe": (shown(data(text_html="<div><table><thead><tr><th></th></tr></thead></table></div>", text_plain="Empty DataFrame")), "Empty DataFrame", ""),
+    "estimator": (shown(data(text_html='<div class="sk-text-repr-fallback"><pre>LR()</pre><b>rerun</b></div><input>', text_plain="LR(C=1)")), ["LR\\(C=1\\)", "-rerun"], ""),
+    "rich": (shown(data(text_html='<pre>a <span style="color:red">b</span></pre>', text_plain="a \x1b[31mb\x1b[0m!")), "a b!", ""),
+    "json list": (shown(new_output("display_data", {"application/json": [1, {"key": None}]})), '"key": null', ""),
+    "bmp output": (shown(data(image_bmp=encoded("BMP"), text_plain="<bmp>")), "-<bmp>", ""),
+    "svg output with a symbol": (shown(data(**{"image_svg+xml": SVG.replace("in", "✅")})), "the svg", "(white heavy check mark) in image in the output"),
     "plotly": (shown(new_output("display_data", PLOTLY)), "Not shown here: application/vnd.plotly", "plotly.v1\\+json is shown by a browser alone"),
     "plotly's script": (shown(new_output("display_data", {**PLOTLY, "text/html": "<div>plotly</div><script>1</script>"})), "Not shown here", "shown by a browser alone"),
     "altair": (shown(new_output("display_data", {"application/vnd.vegalite.v5+json": {}, "text/plain": "alt.Chart(...)"})), "Not shown here: .*alt.Chart", "vegalite"),
@@ -167,6 +200,12 @@ INPUTS = {
     "remove-cell": (shown(stream("gone"), tags=["remove-cell"]), "-gone", ""),
     "collapsed": (shown(stream("kept"), source="gone()", jupyter={"source_hidden": True}), ["kept", "-gone"], ""),
     # the page
+    "code of c++": ("```c++17\nint x;\n```", ["int x;", "-\\+"], ""),
+    "code of a language of two words": ("```Wolfram Language\nf[x]\n```", ["f\\[x\\]", "-Language"], ""),
+    "an emoji of several signs": ("good 👍🏽 and", ["thumbs up sign", "fitzpatrick"], "(emoji modifier fitzpatrick type-4), '👍' (thumbs up sign)"),
+    "many signs": ("".join(chr(0x4E00 + i) for i in range(100)), "U\\+4E63", "and 97 more signs: install Noto"),
+    "signs of control": ("a\0b\x01c\x1bd\ufffee", "abcde", ""),
+    "half a sign": ("a\ud83d b", "a� b", ""),
     "a symbol": ("ArcFace ✅ converges", "✅|white heavy check mark", "no font here shows '✅'"),
     "a long word": ("w" * 300, "(w\\s?){300}", ""),
     "a long address": ("https://x.org/" + "a" * 200, "", ""),
@@ -189,9 +228,24 @@ def home(tmp_path_factory):
     (path / "x.bmp").write_bytes(encoded("BMP"))
     (path / "x.tiff").write_bytes(encoded("TIFF"))
     (path / "x.svg").write_text(SVG)
+    (path / "latin.svg").write_bytes(
+        f'<?xml version="1.0" encoding="latin-1"?>{SVG.replace("in the", "für")}'.encode("latin-1")
+    )
+    (path / "utf16.svg").write_bytes(f'<?xml version="1.0" encoding="utf-16"?>{SVG}'.encode("utf-16"))
+    (path / "x.svgz").write_bytes(gzip.compress(SVG.encode()))
+    (path / "none.svg").write_text(SVG.replace('"90"', '"0"'))
+    (path / "signs.svg").write_text(SVG.replace("in", "✅"))
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(path / "moves.gif", save_all=True, append_images=frames[1:])
+    Image.new("P", (30, 20), 3).save(path / "palette.png", transparency=3)
+    Image.new("I;16", (30, 20), 30000).save(path / "deep.png")
+    Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(path / "cmyk.jpg")
     (path / "foreign.svg").write_text(SVG.replace("<text", "<foreignObject/><text"))
     (path / "page.typ").write_text("#set page(width: 80pt, height: 40pt)\nA page")
     (path / "x.pdf").write_bytes(typst.Compiler(str(path / "page.typ")).compile(format="pdf"))
+    (path / "page.typ").write_text("#set page(width: 80pt, height: 40pt)\nA page\n#pagebreak()\nand another")
+    (path / "two.pdf").write_bytes(typst.Compiler(str(path / "page.typ")).compile(format="pdf"))
+    (path / "cut.pdf").write_bytes((path / "x.pdf").read_bytes()[:300])
     return path
 
 
@@ -276,6 +330,63 @@ def test_title_author_and_date_are_the_notebooks(home):
     assert exported([], home).text.startswith("any")
 
 
+NOTEBOOK = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": []}
+PIXEL = base64.b64encode(encoded()).decode()
+FILES = {  # what other programs than Jupyter write, and what is on the page
+    "nothing": (NOTEBOOK, "any"),
+    "no outputs": ({**NOTEBOOK, "cells": [{"cell_type": "code", "metadata": {}, "source": "code()"}]}, "code\\(\\)"),
+    "outputs without metadata": (
+        {**NOTEBOOK, "cells": [{"cell_type": "code", "metadata": {}, "source": "x", "outputs": [
+            {"output_type": "display_data", "data": {"text/plain": ["pla", "in"]}},
+            {"output_type": "stream", "text": ["prin", "ted"]},
+        ]}]}, "plain printed"),
+    "tags as one word": (
+        {**NOTEBOOK, "cells": [{"cell_type": "code", "metadata": {"tags": "hide-input"}, "source": "gone()", "outputs": []}]}, "-gone"),
+    "tags that are no words": (
+        {**NOTEBOOK, "cells": [{"cell_type": "code", "metadata": {"tags": [1, None], "jupyter": None}, "source": "code()"}]}, "code\\(\\)"),
+    "no source": ({**NOTEBOOK, "cells": [{"cell_type": "markdown", "metadata": {}, "source": None}]}, "any"),
+    "version 3": (
+        {"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": [
+            {"cell_type": "heading", "level": 2, "metadata": {}, "source": "A heading"},
+            {"cell_type": "code", "input": "1+1", "language": "python", "metadata": {}, "outputs": [
+                {"output_type": "pyout", "prompt_number": 1, "text": "2", "metadata": {}},
+                {"output_type": "display_data", "png": PIXEL, "metadata": {}}]},
+        ]}]}, "A heading 1\\+1 2"),
+    "a mark of UTF-8 at its head": ("\ufeff" + json.dumps(NOTEBOOK), "any"),
+    "a title of two lines": ({**NOTEBOOK, "metadata": {"title": "A #1 $x$\n*b*", "authors": "C & D", "date": "2026-02-31"}}, "A #1 \\$x\\$ \\*b\\* C & D"),
+    "a title and authors in a list": ({**NOTEBOOK, "metadata": {"title": ["A", "B"], "authors": ["C", {"name": "D"}]}}, "A: B C, D"),
+    "a language of no name": ({**NOTEBOOK, "metadata": {"language_info": {"name": "c++17 \"x\"`#"}}, "cells": [
+        {"cell_type": "code", "metadata": {}, "source": "int x;", "outputs": []}]}, "any int x; 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_program_is_read(tmp_path, name):
+    content, pattern = FILES[name]
+    content = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / "any.ipynb").write_text(content, encoding="utf-8")
+    made = pdf.ReportExporter().from_filename(str(tmp_path / "any.ipynb"))[0]
+    text = " ".join(PdfReader(io.BytesIO(made)).pages[0].extract_text().split())
+    assert bool(re.search(pattern.removeprefix("-"), text)) != pattern.startswith("-"), text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "<html>", "[]", json.dumps(NOTEBOOK)[:40], "ü", json.dumps({**NOTEBOOK, "metadata": {"language_info": {"name": None}}}),
+     json.dumps({**NOTEBOOK, "cells": [{"cell_type": "strange", "metadata": {}, "source": ""}]})],
+)  # fmt: skip
+def test_a_file_that_is_no_notebook_is_named(tmp_path, content):
+    (tmp_path / "any.ipynb").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r": save it anew in Jupyter$") as error:
+        pdf.ReportExporter().from_filename(str(tmp_path / "any.ipynb"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_raw_first_cell_that_is_no_yaml_is_named(home):
+    made = exported([new_raw_cell("---\ntitle: a: b\n---"), "text"], home)
+    assert len(made.said) == 1 and "is no YAML" in made.said[0] and "title: a: b" in made.text
+
+
 def test_nbconverts_switches_are_honoured(home):
     code = shown(stream("printed"), source="code()")
     assert "code()" not in exported([code], home, exclude_input=True).text
@@ -327,7 +438,7 @@ def test_symbols_are_seen_as_what_they_mean(tmp_path):
         "$\\left.x\\right)$",
         "$a \\\\ b$",
         "$\\substack{a\\\\b}$",
-        "$\\begin{array}{c}a\\end{array}$",
+        "$\\begin{array}{c|c}a&b\\end{array}$",
         "$\\operatorname*{x}_y$",
     ],
 )
@@ -336,6 +447,69 @@ def test_a_formula_not_known_to_convert_is_refused(source):
         formulas.formula(source, {})
 
 
+RED, GREEN = ansi.INK[1:3]
+SHOWN = {  # what is printed, and its styled letters
+    "a colour": ("\x1b[31mred\x1b[0m text", [("red", {"ink": RED})]),
+    "bright": ("\x1b[91mred", [("red", {"ink": RED})]),
+    "bold within": ("\x1b[31ma\x1b[1mb\x1b[22mc\x1b[39md", [("a", {"ink": RED}), ("b", {"ink": RED, "bold": True}), ("c", {"ink": RED})]),
+    "several at once": ("\x1b[1;4;32mx\x1b[m", [("x", {"ink": GREEN, "bold": True, "underline": True})]),
+    "of 256": ("\x1b[38;5;196mx\x1b[48;5;244my", [("x", {"ink": "#ff0000"}), ("y", {"ink": "#ff0000", "paper": "#808080"})]),
+    "of all": ("\x1b[38;2;1;2;300mx", [("x", {"ink": "#0102ff"})]),
+    "with colons": ("\x1b[38:2::1:2:3mx\x1b[0;38:5:9my", [("x", {"ink": "#010203"}), ("y", {"ink": RED})]),
+    "over lines": ("\x1b[31ma\nb\x1b[0m", [("a", {"ink": RED}), ("b", {"ink": RED})]),
+    "written again": ("\x1b[31m10%\r\x1b[32m99", [("99", {"ink": GREEN}), ("%", {"ink": RED})]),
+    "an unknown code": ("\x1b[38;7mx\x1b[999my\x1b[2Kz", []),
+    "a link": ("\x1b]8;;https://x.org\x1b\\\x1b[31mlink\x1b[0m\x1b]8;;\x1b\\", [("link", {"ink": RED})]),
+    "cut": ("x\x1b[3", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_the_colours_of_a_terminal(case):
+    text, expected = SHOWN[case]
+    shown, spans = ansi.terminal(text)
+    assert "\x1b" not in shown and shown == cells.terminal(text)
+    lines = shown.split("\n")
+    found = [(lines[number - 1][start:end], style) for number, start, end, style in spans]
+    assert found == [(letters, ansi.Style(**style)) for letters, style in expected]
+
+
+def test_colours_for_black_terminals_are_dark_enough_for_paper():
+    for code in ("38;5;226", "38;2;255;255;255", "38;5;255", *map(str, range(30, 38)), *map(str, range(90, 98))):
+        (colour,) = re.findall(r'rgb\("#(\w+)"\)', ansi.typst(ansi.terminal(f"\x1b[{code}mx")[1]))
+        light = [(int(colour[i : i + 2], 16) / 255) ** 2.2 for i in (0, 2, 4)]
+        assert 1.05 / (0.05 + 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]) > 3.9, code
+
+
+def test_colours_are_on_the_page():
+    trace = ["\x1b[31mZeroDivisionError\x1b[39m  Traceback", "\x1b[32m----> 1\x1b[39m \x1b[32;43m1\x1b[39;49m/0"]
+    error = new_output("error", ename="E", evalue="v", traceback=trace)
+    printed = [stream("\x1b[1;34mblue  bold\x1b[0m [x] #h $m$ *s*\n"), error]
+    notebook = new_notebook(cells=[new_markdown_cell("# T"), new_code_cell("1", outputs=printed)])
+    content = pdf.ReportExporter().from_notebook_node(notebook)[0]
+    page = PdfReader(io.BytesIO(content)).pages[0]
+    text = page.extract_text()
+    for words in ("blue  bold [x] #h $m$ *s*", "ZeroDivisionError  Traceback", "----> 1 1/0"):
+        assert words in text
+    drawn = page.get_contents().get_data().decode("latin-1")
+    for colour in (RED, GREEN, ansi.INK[4], ansi.PAPER[3]):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        found = re.findall(r"([\d.]+) ([\d.]+) ([\d.]+) (?:sc|scn|rg)\b", drawn)
+        assert any(np.allclose([float(one) for one in rgb], parts, atol=0.003) for rgb in found), colour
+
+
 def test_terminal():
     assert cells.terminal("100%\r 9%\nab\bc\x1b]0;t\x07!\r\n") == " 9%%\nac!\n"
     assert cells.terminal("\x1b[1;31mred\x1b[0m") == "red"
+    assert cells.terminal("long word\r\x1b[Kdone\nab\x1b[2K\rc\nab\x1b[1Kc\n") == "done\nc\n  c\n"
+
+
+def test_a_picture_within_html_is_a_picture():
+    image = Image.new("RGB", (40, 20), "red")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    output = new_output("display_data", {"text/html": f'<img alt="red" src="data:image/png;base64,{png}" style="">'})
+    nb = new_notebook(cells=[new_code_cell("show()", outputs=[output])])
+    found, pictures = cells.parts(nb, False, pytest.fail)
+    assert [part["kind"] for part in found][-1] == "picture" and list(pictures.values()) == [file.getvalue()]

@@ -64,16 +64,17 @@ def test_intervals_show_every_seed(ax, frame):
 
 def test_difference_is_drawn_with_its_interval(ax):
     table = pd.DataFrame({"mean": [1.0, -2.0], "low": [0.5, -5.0], "high": [1.5, 1.0]}, index=["ArcFace", "AdaLoss"])
-    figures.difference(ax, table)
+    figures.forest(ax, table)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["ArcFace", "AdaLoss"]
     assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [-5.0, 1.0], [-2.0], [0, 0]]
 
 
-def test_difference_with_bootstrap_intervals_and_an_arm_without_colour(ax):
+def test_difference_with_bootstrap_intervals_and_a_name_that_is_new(ax):
     columns = {"mean": [1.0], "low": [0.5], "high": [1.5], "boot_low": [0.7], "boot_high": [1.2]}
-    figures.difference(ax, pd.DataFrame(columns, index=["schedule: rising"]))
+    figures.forest(ax, pd.DataFrame(columns, index=["schedule: rising"]))
     assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [0.7, 1.2], [0, 0]]
-    assert to_hex(ax.lines[0].get_color()) == to_hex("0.2")
+    colour, marker = plots.COLOURS["schedule: rising"], plots.MARKERS["schedule: rising"]
+    assert to_hex(ax.lines[0].get_color()) == to_hex(colour) and ax.lines[1].get_marker() == marker
 
 
 def test_a_row_far_from_the_others_is_written_at_the_edge():
@@ -82,10 +83,10 @@ def test_a_row_far_from_the_others_is_written_at_the_edge():
         index=["CosFace", "ArcFace", "AdaLoss", "Triplet"],
     )
     _, (zoomed, whole) = plt.subplots(1, 2)
-    figures.difference(zoomed, table)
+    figures.forest(zoomed, table)
     assert -1 < zoomed.get_xlim()[0] < -0.3 and 0.4 < zoomed.get_xlim()[1] < 1
     assert [text.get_text() for text in zoomed.texts] == ["← -33"]
-    figures.difference(whole, table[:3])
+    figures.forest(whole, table[:3])
     assert not whole.texts
     plt.close()
 
@@ -100,5 +101,5 @@ def test_a_wide_interval_around_a_near_mean_is_cut_off_without_a_word(ax):
     table = pd.DataFrame(rows, index=["mean", "low", "high"]).T
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.difference(ax, table.reindex([*table.index, "LDAM"]))  # without runs: an empty row
+        figures.forest(ax, table.reindex([*table.index, "LDAM"]))  # without runs: an empty row
     assert ax.get_xlim()[0] > -1 and ax.get_xlim()[1] < 1 and not ax.texts

@@ -62,14 +62,14 @@ def study(project):
     path = project / "notebooks" / "01_first.ipynb"
     path.parent.mkdir()
     nbformat.write(nb, path)
-    notebooks.execute(path, path)
+    notebooks.run_cells(path, path)
     return project
 
 
 @pytest.fixture
 def reasons(study):
     path = study / "notebooks" / "01_first.ipynb"
-    return lambda: freshness.changed(path, path)
+    return lambda: freshness.reasons(path, path)
 
 
 def edit(path, old, new):
@@ -139,10 +139,10 @@ def test_another_figure_of_that_name_counts(study, reasons):
 def test_comments_count_where_source_is_shown(study):
     path = study / "notebooks" / "01_first.ipynb"
     edit(path, "print(parts", "import inspect; inspect.getsource(parts); print(parts")
-    notebooks.execute(path, path)
-    assert freshness.changed(path, path) == []
+    notebooks.run_cells(path, path)
+    assert freshness.reasons(path, path) == []
     edit(study / "studies" / "parts.py", "  # not three times", "")
-    assert freshness.changed(path, path) == ["studies/parts.py"]
+    assert freshness.reasons(path, path) == ["studies/parts.py"]
 
 
 def test_a_notebook_without_its_outputs_counts(study, reasons):
@@ -175,16 +175,16 @@ def test_restamp_takes_new_records_and_nothing_else(study, reasons):
 def test_the_smoke_profile_compares_its_own_copy(study, monkeypatch):
     monkeypatch.setenv("PROFILE", "smoke")
     source = study / "notebooks" / "01_first.ipynb"
-    assert freshness.changed(source, build.executed(source)) == ["it was not executed"]
+    assert freshness.reasons(source, build.executed(source)) == ["it was not executed"]
     (study / ".smoke" / "figures").mkdir(parents=True)
     image.imsave(study / ".smoke" / "figures" / "01_curve.png", np.eye(4))
-    notebooks.execute(source, build.executed(source))
+    notebooks.run_cells(source, build.executed(source))
     assert build.executed(source) == study / ".smoke" / "notebooks" / "01_first.ipynb"
-    assert freshness.changed(source, build.executed(source)) == []
+    assert freshness.reasons(source, build.executed(source)) == []
     (study / "figures" / "01_curve.png").unlink()
-    assert freshness.changed(source, build.executed(source)) == []
+    assert freshness.reasons(source, build.executed(source)) == []
     (study / ".smoke" / "figures" / "01_curve.png").unlink()
-    assert freshness.changed(source, build.executed(source)) == [".smoke/figures/01_curve.png"]
+    assert freshness.reasons(source, build.executed(source)) == [".smoke/figures/01_curve.png"]
 
 
 # ---------------------------------------------------------------- build
@@ -201,13 +201,14 @@ def built(study, monkeypatch):
             path = paths.PROJECT / arguments[1]
             with (study / "results" / "others.jsonl").open("a") as file:
                 file.write("a record\n")
-            notebooks.execute(path, path)
+            notebooks.run_cells(path, path)
 
     reads = "open('../results/others.jsonl').read(); open('../results/runs.jsonl')"
     report = new_notebook(cells=[new_code_cell(reads, id="cell-0")])
-    nbformat.write(report, write(study / "report" / "report.ipynb", ""))
+    for name in build.DOCUMENTS:
+        nbformat.write(report, write(study / "report" / f"{name}.ipynb", ""))
     monkeypatch.setattr(build, "_call", call)
-    monkeypatch.setattr(build, "_pdf", lambda: None)
+    monkeypatch.setattr(build, "pdfs", lambda: None)
 
     def run(**options):
         calls.clear()
@@ -218,15 +219,15 @@ def built(study, monkeypatch):
 
 def test_build_executes_what_is_out_of_date_and_then_nothing(study, built, monkeypatch):
     lines, calls = built()
-    assert calls == ["data", "report.ipynb"] and "wrote report/report.ipynb" in lines
+    assert calls == ["data", "report.ipynb", "supplement.ipynb"] and "wrote report/report.ipynb" in lines
     assert built() == (["nothing was out of date"], [])
     edit(study / "studies" / "deeper.py", "2", "3")
     # what the notebook records is in the report that comes after it
-    assert built()[1] == ["data", "01_first.ipynb", "report.ipynb"]
+    assert built()[1] == ["data", "01_first.ipynb", "report.ipynb", "supplement.ipynb"]
     assert built()[1] == []
-    assert built(everything=True)[1] == ["data", "01_first.ipynb", "report.ipynb"]
+    assert built(everything=True)[1] == ["data", "01_first.ipynb", "report.ipynb", "supplement.ipynb"]
     monkeypatch.setenv("RETRAIN", "1")
-    assert built()[1] == ["data", "01_first.ipynb", "report.ipynb"]
+    assert built()[1] == ["data", "01_first.ipynb", "report.ipynb", "supplement.ipynb"]
     monkeypatch.delenv("RETRAIN")
     assert built()[1] == []
 
@@ -234,13 +235,13 @@ def test_build_executes_what_is_out_of_date_and_then_nothing(study, built, monke
 def test_records_of_one_build_are_no_reason_to_execute_earlier_notebooks_again(study, built):
     path = study / "notebooks" / "00_before.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell("open('../results/others.jsonl').read()", id="cell-0")]), path)
-    assert built()[1] == ["data", "00_before.ipynb", "report.ipynb"]
+    assert built()[1] == ["data", "00_before.ipynb", "report.ipynb", "supplement.ipynb"]
     edit(study / "studies" / "deeper.py", "2", "3")
-    assert built()[1] == ["data", "01_first.ipynb", "report.ipynb"]
+    assert built()[1] == ["data", "01_first.ipynb", "report.ipynb", "supplement.ipynb"]
     assert built()[1] == []
     with (study / "results" / "others.jsonl").open("a") as file:
         file.write("a record of another day\n")
-    assert built()[1] == ["data", "00_before.ipynb", "report.ipynb"]
+    assert built()[1] == ["data", "00_before.ipynb", "report.ipynb", "supplement.ipynb"]
 
 
 def test_build_stops_at_a_notebook_that_fails(study, built, monkeypatch):
@@ -258,6 +259,14 @@ def test_the_committed_notebooks_rest_on_committed_files_only():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     if not any(tracked):
         pytest.skip("not a git repository")
-    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "report" / "report.ipynb"]:
+    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), *(ROOT / "report").glob("*.ipynb")]:
         known = json.loads(path.read_text(encoding="utf-8"))["metadata"][freshness.KEY]
         assert known.keys() - {freshness.CELLS} <= set(tracked), path.name
+
+
+def test_the_tree_is_small():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    assert max(sizes.values()) < 5e6 and sum(sizes.values()) < 25e6, sum(sizes.values())

@@ -1,4 +1,9 @@
+import dataclasses
 import io
+import json
+import os
+import sys
+import unicodedata
 import warnings
 
 import numpy as np
@@ -6,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from studies import image_folder
+from studies import image_folder, records, runs
 
 
 def load(name):
-    return image_folder.load(*image_folder.find(name))
+    return image_folder.load(*image_folder.locate(name))
 
 
 def test_no_folder():
-    assert image_folder.find("no/such/folder") is None and image_folder.find("no/such/folder@24") is None
+    assert image_folder.locate("no/such/folder") is None and image_folder.locate("no/such/folder@24") is None
 
 
 def pictures(path, **classes):
@@ -48,10 +53,40 @@ def test_a_constant_channel_stays_finite(tmp_path):
     assert d.normalise(d.train.images).isfinite().all()
 
 
-def test_smallest_image_folder(tmp_path):
-    d = load(f"{pictures(tmp_path, a=5, b=5)}@8")
-    assert [len(s) for s in d.splits().values()] == [6, 2, 2]
+@pytest.mark.parametrize(("each", "sizes"), [(4, [4, 2, 2]), (5, [6, 2, 2])])
+def test_smallest_image_folder(tmp_path, each, sizes):
+    d = load(f"{pictures(tmp_path, a=each, b=each)}@8")
+    assert [len(s) for s in d.splits().values()] == sizes
     assert all(s.labels.unique().tolist() == [0, 1] for s in d.splits().values())
+
+
+@pytest.mark.parametrize("counts", [(4, 300), (5, 500, 4), (4, 4, 7, 90, 5, 33), (6, *[4] * 30, 200), (40, 41)])
+def test_every_split_holds_every_class(counts):
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
+    images = torch.arange(len(labels) * 3, dtype=torch.int32).view(-1, 3, 1, 1).to(torch.uint8)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    d = image_folder._split("x", image_folder.Split(images, labels)[order], [str(c) for c in range(len(counts))])
+    shares = torch.stack([split.labels.bincount(minlength=len(counts)) for split in d.splits().values()])
+    assert torch.equal(shares.sum(0), torch.tensor(counts)) and shares.min() >= 1 and shares[0].min() >= 2
+    assert (shares[2] <= 1 + torch.tensor(counts) / 5).all()
+    assert d.normalise(d.train.images).mean(dim=(0, 2, 3)).abs().max() < 1e-3
+
+
+def test_the_receipt_is_kept_with_every_run(project, capsys):
+    for i in range(20):
+        noise(project / "pets" / ("cat", "dog")[i % 2] / f"{i}.png", i)
+    noise(project / "pets" / "cat" / "again.png", 0)
+    (project / "pets" / "dog" / "notes.txt").write_text("no image")
+    config = runs.Config(f"{project / 'pets'}@12", "ArcFace", epochs=1, batch_size=8, embedding_dim=4)
+    for n_jobs in (1, 2):  # also of a process of its own
+        runs.listed("pets", [dataclasses.replace(config, seed=n_jobs)]).train(n_jobs=n_jobs)
+    kept = [record["images"] for record in records.read(project / "results" / "pets.jsonl", runs.Config).values()]
+    assert kept[0] == kept[1] == json.loads(json.dumps(kept[0])) and "pets: 20 images" in capsys.readouterr().out
+    assert kept[0]["used"] == {"cat": 10, "dog": 10} and kept[0]["folder"] == "pets"
+    assert kept[0]["left_out"] == [["no image", 1, "dog/notes.txt"], ["the same picture again", 1, "cat/again.png"]]
+    noise(project / "pets" / "cat" / "0.png", 99)
+    assert image_folder.read(project / "pets", 12)[1].content != kept[0]["content"]
+    assert "images" not in runs.execute(dataclasses.replace(config, data="digits"))[1]
 
 
 def test_folder_images_are_in_fixed_random_order(tmp_path):
@@ -122,7 +157,7 @@ def broken_png():
 
 BAD_FOLDERS = {
     "one class": (lambda p: pictures(p, cat=9), r"one class only \(cat\): add a subfolder per class"),
-    "too few": (lambda p: pictures(p, cat=9, dog=4), "at least 5 images.*the rarest has 4"),
+    "too few": (lambda p: pictures(p, cat=9, dog=3), "at least 4 images.*the rarest has 3"),
     "no folders": (lambda p: p, "Expected one subfolder with images per class"),
     "an empty class": (lambda p: pictures(p, cat=9, dog=0), "dog.*Expected one subfolder with images per class"),
     "not an image": (lambda p: spoil(pictures(p, a=9, b=9), "a/00.png", b"hello"), "1 unreadable images.*a/00.png"),
@@ -132,7 +167,8 @@ BAD_FOLDERS = {
     "a folder of splits": (lambda p: pictures(p, train=9, test=9), "is split into test, train, not into classes: name"),
     "broken chunk": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.png", broken_png()), "1 unreadable images.*a/x.png"),
     "a bomb": (lambda p: spoil(pictures(p, a=9, b=9), "a/x.ppm", b"P6 99999 99999 255\n"), "1 unreadable.*a/x.ppm"),
-    "no pixels": (lambda p: f"{pictures(p, a=9, b=9)}@4", "images of 4 pixels are too small, choose 8 or more"),
+    "too many pixels": (lambda p: f"{pictures(p, a=9, b=9)}@2000", "images of 2000 pixels are too large, choose 8 to"),
+    "no pixels": (lambda p: f"{pictures(p, a=9, b=9)}@4", "images of 4 pixels are too small, choose 8 to 1024"),
 }  # fmt: skip
 
 
@@ -181,6 +217,11 @@ ADDED = {
     "HEIC": ("cat/IMG_1.HEIC", "HEIC, which cannot be read here: save them as JPEG: 1"),
     "AVIF": ("dog/1.avif", "AVIF, which cannot be read here: save them as JPEG: 1"),
     "text": ("dog/notes.txt", "no image: 1"),
+    "a picture beside the classes": ("overview.jpg", "in no folder of a class: 1 (the first is overview.jpg)"),
+    "a photograph beside them": ("IMG_1.HEIC", "in no folder of a class: 1"),
+    "a table beside them": ("labels.csv", None),
+    "a video": ("cat/film.mov", "no image: 1"),
+    "a picture's notes": ("cat/0.png.xmp", "no image: 1"),
 }
 
 
@@ -194,6 +235,27 @@ def test_what_is_no_data_is_left_out_and_counted(folder, case, capsys):
     assert data.classes == ["cat", "dog"] and sum(map(len, data.splits().values())) == 20
     assert "20 images of 2 classes, 12x12 to 12x12 pixels" in printed and "  cat: 10 images" in printed
     assert ("left out" in printed) == bool(said) and (not said or said in printed)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
+def test_a_name_of_any_bytes_can_be_printed_and_recorded(folder, capsys):
+    os.rename(os.fsencode(folder / "dog"), os.fsencode(folder) + b"/d\xf6g\nx")  # Latin-1, and a line break
+    (folder / "cat").rename(folder / unicodedata.normalize("NFD", "Käse"))
+    data, receipt = image_folder.read(folder, 12)
+    print(receipt)
+    assert (
+        data.classes == ["Käse", "d\N{REPLACEMENT CHARACTER}g x"] and "  Käse: 10 images\n" in capsys.readouterr().out
+    )
+    assert json.dumps(receipt.record()).isascii()
+
+
+def test_a_home_is_found(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert image_folder.locate("~/pets") == (folder, 32) and image_folder.locate("~/pets@16") == (
+        folder,
+        16,
+    )
+    assert image_folder.locate("~/pets@99999999999") is None
 
 
 def test_no_picture_is_in_two_splits(folder):

@@ -57,6 +57,31 @@ def test_the_library_is_thin():  # the heads and the files of the data sets lie 
     assert sum(lines.values()) <= 1200, lines
 
 
+SAME = {  # names that stand in several modules, with their one meaning; studies.replicas is left out
+    "main": "a command", "build": "write what is handed in", "submission": "the zip", "terminal": "what it shows",
+    "lacking": "packages that are not installed", "explained": "the cause and cure of what ended a command",
+    "load": "get by name or place", "read": "from a file", "cross_entropy": "its mean", "compare": "with a reference",
+    "network": "images to embeddings", "fit": "train in place", "embed": "images to embeddings", "train": "train",
+    "splits": "training and other images", "Run": "all that decides a run", "execute": "do the whole of a run or file",
+    "measure": "what a run is measured by", "recorded": "records", "finished": "rows of complete seeds",
+    "complete": "records of complete seeds", "prepare": "a run's data", "difference": "of two losses, seed by seed",
+    "differences": "to a reference", "default": "a loss at its defaults", "trials": "of the tuning", "wider": "trials",
+    "finalists": "of the trials", "chosen": "by the finalists", "controls": "margins that do not adapt",
+    "final": "the runs that decide", "inputs": "what something is made from", "setup": "before anything else runs",
+}  # fmt: skip
+
+
+def test_a_name_means_one_thing():
+    places = {}
+    for module, path in FILES.items():
+        for node in ast.parse(path.read_text()).body if module != "studies.replicas" else ():
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    several = {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert not {name: modules for name, modules in several.items() if name not in SAME}
+    assert not SAME.keys() - several.keys()
+
+
 FRESH = """
 import importlib, os, sys
 
@@ -90,7 +115,9 @@ assert matplotlib.rcParams == style
 
 
 def test_an_import_starts_no_process_and_sets_nothing():
-    names = [name for name in FILES if name.startswith(("lib", "studies", "course")) and name != "lib.__main__"]
+    names = [
+        name for name in FILES if name.startswith(("lib", "studies", "course", "benchmarks")) and name != "lib.__main__"
+    ]
     command = [sys.executable, "-c", FRESH, *names, "report", "report.__main__"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

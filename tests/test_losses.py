@@ -83,6 +83,7 @@ def batch(name, C=5, d=4, B=12, seed=0, dtype=torch.float64, **constants):
     """A head with random centres, random embeddings (B, d) and labels (B,)."""
     g = torch.Generator().manual_seed(seed)
     head = make(name, torch.randn(C, d, generator=g, dtype=torch.float64).to(dtype), **constants)
+    head.W.requires_grad_()  # Triplet asks for no gradient of its own, but its logits have one
     x = torch.randn(B, d, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
     return head, x, torch.randint(C, (B,), generator=g)
 

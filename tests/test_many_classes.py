@@ -287,7 +287,7 @@ from benchmarks import head_costs
 device = torch.device("cpu")
 cases = [("by blocks", 10**4), ("by blocks", 10**5), ("plain head", 10**4)]
 for method, _ in cases:
-    head_costs.prepare(method, 2 * head_costs.D, device)[0]()
+    head_costs.one_step(method, 2 * head_costs.D, device)[0]()
 print(json.dumps([head_costs.extra_memory(*case, device) for case in cases]))
 """
 

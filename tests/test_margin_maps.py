@@ -167,15 +167,17 @@ def test_a_point_that_stalls_on_one_seed_says_nothing_about_the_noise(project):
     assert values[0].to_numpy() == pytest.approx(values[1].to_numpy(), abs=0.05)
 
 
-def test_a_surface_in_sentences(project):
+def test_summary_of_a_surface(project):
     cells = margin_maps.surface(surface_of(noisy), "val_accuracy")
-    text = margin_maps.reading(cells)
-    best = margin_maps.label(*cells["best"].idxmax())
-    assert f"The best of {len(cells)} points is {best} with 9" in text and "2 cannot be told from it" in text
-    assert "their scales go from 8 to 8" in text
-    assert "The default, ArcFace (s = 16, m = 0.3), minus the best: -4." in text and "] points." in text
+    found = margin_maps.best_point(cells)
+    assert cells.loc[found["best"], "value"] == cells["value"].max() and found["default"] == (0.3, 0.0, 16.0)
+    assert (
+        found["near"] == 2 and found["scales"] == (8, 8) and found["trained"] == (~cells["stalled"]).sum() < len(cells)
+    )
+    assert found["gap"]["low"] < found["gap"]["mean"] < found["gap"]["high"] and -5 < found["gap"]["mean"] < -4
     winner = surface_of(lambda p, seed: noisy(p, seed) + (p == (0.3, 0.0, 16.0)) / 20)
-    assert margin_maps.reading(margin_maps.surface(winner, "val_accuracy")).endswith("The best is the default.")
+    found = margin_maps.best_point(margin_maps.surface(winner, "val_accuracy"))
+    assert found["best"] == found["default"] and found["gap"]["mean"] == 0
 
 
 def test_a_diverged_run_counts_as_one_that_guesses(project):

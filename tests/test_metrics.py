@@ -40,9 +40,60 @@ def test_temperature_is_the_best_of_a_grid(scores):
     assert best <= min(metrics.cross_entropy(*scores, t) for t in np.geomspace(0.1, 10, 60)) + 1e-6
 
 
-def test_temperature_of_perfect_predictions_is_finite():
-    t = metrics.temperature(5 * torch.eye(3), torch.arange(3))
-    assert 0 < t < 0.1
+UNDEFINED = {  # logits and labels for which no temperature is best
+    "all right": (5 * torch.eye(3), torch.arange(3)),
+    "all right, and hardly": (torch.eye(3) / 1000, torch.arange(3)),
+    "nothing said": (torch.ones(6, 3), torch.arange(6) % 3),
+    "worse than nothing": (-torch.eye(3), torch.arange(3)),
+    "not a number": (torch.eye(3) * torch.nan, torch.arange(3)),
+}
+
+
+@pytest.mark.parametrize("case", UNDEFINED)
+def test_a_temperature_at_an_end_of_its_search_is_none(case):
+    logits, y = UNDEFINED[case]
+    assert math.isnan(metrics.temperature(logits, y))
+    found = runs.evaluate(logits, y, torch.randn(len(y), 4), logits, y)
+    assert [math.isnan(found[name]) for name in ("temperature", "test_loss", "ece")] == [True] * 3
+    assert "error" not in found  # that is no failure
+    assert metrics.least_cross_entropy(logits, y) <= math.log(3) + 1e-2 or case == "not a number"
+
+
+def test_the_least_cross_entropy_is_that_of_the_best_temperature(scores):
+    assert metrics.least_cross_entropy(*scores) == metrics.cross_entropy(*scores, metrics.temperature(*scores))
+
+
+def test_rows_that_are_not_numbers_are_wrong():
+    logits = torch.tensor([[torch.nan, 1.0], [1.0, torch.nan], [2.0, 1.0], [torch.nan, torch.nan]])
+    assert metrics.accuracy(logits, torch.tensor([0, 1, 0, 0])) == 0.25
+    assert math.isnan(metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0])))
+    assert math.isnan(metrics.accuracy(logits[:0], torch.tensor([], dtype=torch.int64)))
+
+
+def test_a_class_alone_is_not_asked_for():
+    x = torch.tensor([[1.0, 0], [1, 0.1], [0, 1]])
+    assert metrics.recall_at_1(x, torch.tensor([0, 0, 1])) == 1
+    assert metrics.recall_at_1(x, torch.tensor([0, 1, 0])) == 0
+    for y in ([0, 1, 2], [5, 1, 3]):
+        assert math.isnan(metrics.recall_at_1(x, torch.tensor(y)))
+    assert math.isnan(metrics.recall_at_1(x[:1], torch.tensor([0])))
+    assert math.isnan(metrics.recall_at_1(x[:0], torch.tensor([], dtype=torch.int64)))
+    assert math.isnan(metrics.recall_at_1(x * torch.nan, torch.tensor([0, 0, 1])))
+
+
+def test_angles_count_only_what_there_is():
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(8) // 4
+    usual = metrics.angles(x, y)
+    assert metrics.angles(x, 2 * y) == usual == metrics.angles(x, 3 - y)  # absent classes are none
+    one = metrics.angles(x, 0 * y)
+    assert one["intra_angle"] > 0 and [math.isnan(one[k]) for k in one] == [False, True, True, True]
+    alone = metrics.angles(x[:3], torch.arange(3))
+    assert [math.isnan(alone[k]) for k in alone] == [True, False, False, True]
+    mixed = metrics.angles(x[:5], y[:5])  # the second class has one
+    assert mixed["intra_angle"] == metrics.angles(x[:4], y[:4])["intra_angle"] and mixed["inter_angle"] > 0
+    assert all(map(math.isnan, metrics.angles(x[:0], y[:0]).values()))
+    assert all(map(math.isnan, metrics.angles(x * torch.nan, y).values()))
 
 
 def logits_of(*confidences):

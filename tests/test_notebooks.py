@@ -60,7 +60,7 @@ def test_form(path):
     assert path.stat().st_size < 5e6
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, PROJECT / "report" / "report.ipynb"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *(PROJECT / "report").glob("*.ipynb")], ids=lambda p: p.stem)
 def test_setup_cell_is_the_same_everywhere(path):
     assert colab_tools.ADDRESS.sub('REPO = ""', setup(path)) == colab_tools.CELL.read_text().rstrip()
     assert setup(path) == setup()

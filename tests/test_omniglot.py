@@ -54,10 +54,10 @@ def test_a_box_is_the_mean_of_its_area():
     ink = np.random.default_rng(0).random((3, 105, 105)) < 0.3
     quarters = ink.repeat(4, axis=1).repeat(4, axis=2)  # a box has 15 of them in a row
     share = quarters.reshape(3, 28, 15, 28, 15).mean(axis=(2, 4))
-    found = omniglot.shrink(ink)
+    found = omniglot.downsample(ink)
     assert found.shape == (3, 1, 28, 28) and found.dtype == torch.uint8
     assert np.abs(found[:, 0].numpy() - 255 * share).max() <= 0.5 + 1e-9
-    assert (omniglot.shrink(np.ones((1, 105, 105), dtype=bool)) == 255).all()
+    assert (omniglot.downsample(np.ones((1, 105, 105), dtype=bool)) == 255).all()
 
 
 def test_drawers_make_the_splits_and_evaluation_characters_go_on_behind_the_others(stand_in):
@@ -69,8 +69,8 @@ def test_drawers_make_the_splits_and_evaluation_characters_go_on_behind_the_othe
     assert d.train.labels.bincount().tolist() == [16] * C and d.val.labels.bincount().tolist() == [4] * C
     assert d.test.labels.unique().tolist() == list(range(C, C + unseen_C))
     for split, drawing, row in ((d.train, 1, 0), (d.train, 16, 15), (d.val, 17, 0), (d.val, 20, 3)):
-        assert torch.equal(split[row].images, omniglot.shrink(~np.asarray(strokes(1, drawing))[None])[0])
-    last = omniglot.shrink(~np.asarray(strokes(C + unseen_C, 20))[None])[0]
+        assert torch.equal(split[row].images, omniglot.downsample(~np.asarray(strokes(1, drawing))[None])[0])
+    last = omniglot.downsample(~np.asarray(strokes(C + unseen_C, 20))[None])[0]
     assert torch.equal(d.test[-1].images, last) and last.float().mean() < 60  # white ink on black
 
 
@@ -88,9 +88,9 @@ def test_the_official_runs(stand_in):
     assert characters.shape == tests.shape == (RUNS, ITEMS, 1, 28, 28)
     for run, item in itertools.product(range(RUNS), range(ITEMS)):
         shown = 100 * (run + 1) + int(answers[run, item]) + 1
-        assert torch.equal(tests[run, item], omniglot.shrink(~np.asarray(strokes(shown, 50))[None])[0])
+        assert torch.equal(tests[run, item], omniglot.downsample(~np.asarray(strokes(shown, 50))[None])[0])
         own = 100 * (run + 1) + item + 1
-        assert torch.equal(characters[run, item], omniglot.shrink(~np.asarray(strokes(own, 60))[None])[0])
+        assert torch.equal(characters[run, item], omniglot.downsample(~np.asarray(strokes(own, 60))[None])[0])
 
 
 def cut(file):
@@ -158,7 +158,7 @@ def test_damaged_answers(stand_in, tmp_path, content):
 @pytest.mark.parametrize("folder", omniglot.FOLDERS)
 def test_a_missing_folder_without_network(stand_in, offline, tmp_path, folder):
     with pytest.raises(OSError, match=f"{folder}/ could not be read or downloaded .*no network.*connect to") as error:
-        omniglot.read(tmp_path, folder)
+        omniglot.read_images(tmp_path, folder)
     one_line(error)
 
 
@@ -170,9 +170,9 @@ def test_a_missing_folder_is_downloaded(stand_in, tmp_path, monkeypatch, folder)
         shutil.copytree(stand_in / "omniglot-py" / folder, Path(extract_root) / inner, dirs_exist_ok=True)
 
     monkeypatch.setattr(omniglot, "download_and_extract_archive", download)
-    images, names = omniglot.read(tmp_path, folder)
+    images, names = omniglot.read_images(tmp_path, folder)
     assert len(images) == len(names) == omniglot.FOLDERS[folder][1]
-    assert torch.equal(images, omniglot.read(stand_in, folder)[0])
+    assert torch.equal(images, omniglot.read_images(stand_in, folder)[0])
 
 
 def test_data_that_are_there_are_read_without_a_lock_and_others_waited_for(stand_in, offline, tmp_path, monkeypatch):
@@ -363,6 +363,7 @@ FINAL = {
 
 def test_a_final_run_reads_the_evaluation_alphabets(small, monkeypatch):
     monkeypatch.setattr(study, "TASKS", 20)
+    monkeypatch.setattr("lib.device.has_bf16", lambda _: False)  # for what is computed by hand below
     run = tiny("AdaLoss", constants=search.FREE)
     model, record = study.execute(run)
     assert record["metrics"].keys() == FINAL | {"at_bound"} and record["metrics"]["at_bound"] == 0
@@ -383,6 +384,9 @@ def test_a_final_run_reads_the_evaluation_alphabets(small, monkeypatch):
     right = (other.drawings.labels[nearest] == other.drawings.labels).double().mean().item()
     assert record["metrics"]["recall_at_1"] == pytest.approx(right)
 
+    plan = {run: run.head, dataclasses.replace(run, lr=0.25): "same mean"}
+    monkeypatch.setattr(study, "FINAL", dataclasses.replace(study.FINAL, plan=lambda full: plan))
+    assert study._pack(dataclasses.replace(run, lr=0.25), model, record) is None  # a control
     study._keep(run, study._pack(run, model, record))
     kept = study.kept(run)
     assert {name: array.shape for name, array in kept.items()} == {
@@ -392,7 +396,7 @@ def test_a_final_run_reads_the_evaluation_alphabets(small, monkeypatch):
     angel = F.cosine_similarity(torch.from_numpy(kept["alphabet"]).float(), x[:400])
     assert angel.min() > 0.999
     assert study._pack(dataclasses.replace(run, seed=1), model, record) is None
-    with pytest.raises(OSError, match="is missing: restore it from git, or run"):
+    with pytest.raises(OSError, match=r"is missing: restore it from git$"):
         study.kept(dataclasses.replace(run, lr=0.3))
 
 
@@ -448,7 +452,7 @@ def test_the_plan_follows_the_protocol(small, capsys):
     fewer = study.CLASSES.planned()
     assert Counter((run.classes, run.drawings) for run in fewer) == dict.fromkeys(study.LEVELS, 5 * 4)
     assert {run for run in fewer if not run.classes} <= set(planned)  # trained once
-    assert studies_main.find("omniglot") == [study.FINAL, study.CLASSES]
+    assert studies_main.named("omniglot") == [study.FINAL, study.CLASSES]
     assert studies_main._needed(study.FINAL) == [study.TRIALS, study.WIDER, study.FINALISTS]
 
 
@@ -475,6 +479,15 @@ def test_the_smoke_profile_is_small(small, monkeypatch):
     assert set(study.by_classes()["classes"]) == {0, 10}
 
 
+def test_the_map_reads_no_test_image_and_its_first_row_has_no_margin():
+    planned = study.MAP.planned()
+    assert all(run.trial and {run.lr} == {study.MAP_LR} for run in planned)
+    assert [run.seed for run in planned] == sorted(run.seed for run in planned)
+    constants = {head: [dict(run.constants) for run in planned if run.head == head] for head in ("NormFace", "AdaLoss")}
+    assert all(c.keys() == {"s"} for c in constants["NormFace"]) and len(planned) == 3 * 5 * 6
+    assert all(c["m_max"] == 1.5 and c["m"] == study.MAP_ADALOSS for c in constants["AdaLoss"])
+
+
 # ---------------------------------------------------------------- the real data
 
 HERE = all((REAL / "omniglot-py" / folder).is_dir() for folder in omniglot.FOLDERS)
@@ -485,7 +498,7 @@ def test_the_official_runs_are_hard_for_raw_pixels():
     characters, tests, answers = omniglot.one_shot_runs(REAL)
     assert characters.shape == tests.shape == (20, 20, 1, 28, 28)
     with Image.open(REAL / "omniglot-py/one_shot_runs/run01/test/item01.png") as image:
-        assert torch.equal(tests[0, 0], omniglot.shrink(~np.asarray(image)[None])[0])
+        assert torch.equal(tests[0, 0], omniglot.downsample(~np.asarray(image)[None])[0])
     x, z = (F.normalize(part.flatten(2).float(), dim=-1) for part in (characters, tests))
     assert 0.6 < unseen.one_shot_error(x, z, answers) < 0.85  # 1-nearest neighbour: 78.3 % (Koch et al. 2015)
 

@@ -1,3 +1,5 @@
+import itertools
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -6,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from lib import heads, plots
@@ -25,11 +27,52 @@ def style(name):
 
 
 def test_one_colour_and_marker_per_loss():
-    assert list(heads.heads()) == plots.LOSSES
+    assert set(plots.LOSSES) <= set(heads.heads())
     styles = [style(name) for name in heads.heads()]
     assert len({to_hex(s["color"]) for s in styles}) == len({s["marker"] for s in styles}) == len(styles)
-    assert to_hex(plots.COLOURS["ArcFace"]) == "#0173b2" and plots.MARKERS["ArcFace"] == "D"
+    assert plots.COLOURS["ArcFace"] == "#0a4fb3" and plots.MARKERS["ArcFace"] == "D"
     assert len({to_hex(c) for c in plots.CLASS_COLOURS}) == len(set(plots.CLASS_MARKERS)) == 10
+
+
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+SEEN = {  # Machado, Oliveira, Fernandes 2009, severity 1
+    "normal": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def linear(name):
+    rgb = np.array(to_rgb(plots.COLOURS[name]))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """CIELAB of linear RGB."""
+    scaled = XYZ @ np.clip(rgb, 0, 1) / XYZ.sum(1)
+    x, y, z = np.where(scaled > 0.008856, np.cbrt(scaled), scaled / 0.128419 + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_colours_stand_out_from_white():
+    contrast = {name: 1.05 / (XYZ[1] @ linear(name) + 0.05) for name in plots.LOSSES}
+    assert min(contrast.values()) >= 3, contrast  # what WCAG 2 asks of graphics
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_colours_are_told_apart(kind):
+    at = {name: lab(np.array(SEEN[kind]) @ linear(name)) for name in plots.LOSSES}
+    gaps = {frozenset(pair): np.linalg.norm(at[pair[0]] - at[pair[1]]) for pair in itertools.combinations(at, 2)}
+    subjects = {"ArcFace", "AdaLoss"}
+    assert gaps[frozenset(subjects)] > 60
+    assert min(gap for pair, gap in gaps.items() if len(pair & subjects) == 1) > (20 if kind != "tritanopia" else 12)
+    assert min(gaps.values()) > (13 if kind != "tritanopia" else 3)  # the rarest; markers help there
+
+
+def test_the_pair_in_question_is_told_apart_without_colour():
+    light = {name: lab(linear(name))[0] for name in ("ArcFace", "AdaLoss")}
+    assert light["AdaLoss"] - light["ArcFace"] > 10
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The way from notebooks to the PDF, the submission and the Colab links."""
 
+import ast
+import base64
 import io
 import os
 import re
@@ -12,13 +14,16 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from matplotlib import image
+import torch
+import typst
+from matplotlib import get_data_path, image
 from nbconvert.exporters import get_exporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 from pypdf import PdfReader
 
-from lib import paths
-from report import colab, notebooks, pdf, submission
+from lib import losses, paths
+from report import build, colab, notebooks, pdf, submission
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,7 +48,7 @@ ArcFace [@deng2019arcface; @wang2018cosface] adds a margin; see @sec:method, @eq
 
 $$ L = -\\log \\frac{e^{s\\cos(\\theta_y + m)}}{\\|x\\|\\;} $$ {#eq:loss}
 
-![What the margin does, by @eq:loss.](../figures/02_curve.png){#fig:curve}
+![What the margin does, by @eq:loss.](../figures/02_curve.png "a \\"falling\\" curve"){#fig:curve}
 
 | head | m |
 |:-----|--:|
@@ -77,7 +82,8 @@ def workspace(tmp_path, monkeypatch):
         image.imsave(tmp_path / "figures" / f"{name}.png", np.eye(40))
     for name, save in (("01_first", 'plots.save(fig, "02_curve")'), ("02_second", 'show(fig, "02_shown", "a curve")')):
         notebook(tmp_path / "notebooks" / f"{name}.ipynb", "# Title", new_code_cell(SETUP), new_code_cell(save))
-    notebook(tmp_path / "report" / "report.ipynb", new_code_cell(SETUP), REPORT)
+    for name in build.DOCUMENTS:
+        notebook(tmp_path / "report" / f"{name}.ipynb", new_code_cell(SETUP), REPORT)
     return tmp_path
 
 
@@ -106,7 +112,7 @@ def test_the_report_holds_what_was_written(workspace):
     reader = built(workspace, REPORT, author="Ada Lovelace", id="42")
     text = words(reader)
     for part in (
-        "does an adaptive margin beat a fixed one?", "Ada Lovelace", "ID 42", "Abstract", "Contents",
+        "does an adaptive margin beat a fixed one?", "Ada Lovelace", "ID 42", "99.6 % at best",
         "1 Introduction", "2 Method", "A The code", "Section 2", "Equation (1)", "Figure 1.", "Table 1.", "Listing 1.",
         "Appendix A", "[1], [2]", "ArcFace: Additive Angular Margin Loss", "A footnote.", "1. a list right below",
     ):  # fmt: skip
@@ -115,6 +121,132 @@ def test_the_report_holds_what_was_written(workspace):
     assert len(reader.pages) == 2
     assert sum(len(page.images) for page in reader.pages) == 1
     assert reader.metadata.author == "Ada Lovelace"
+
+
+def structure(reader: PdfReader):
+    """The elements of the PDF's structure: tag and alternative text."""
+    stack = [reader.trailer["/Root"]["/StructTreeRoot"]]
+    while stack:
+        node = stack.pop()
+        node = node.get_object() if hasattr(node, "get_object") else node
+        if isinstance(node, list):
+            stack += node
+        elif isinstance(node, dict):
+            if "/S" in node:
+                yield node["/S"], str(node.get("/Alt", ""))
+            stack.append(node.get("/K"))
+
+
+def test_pictures_and_formulas_are_spoken(workspace):
+    reader = built(workspace, REPORT + "\n\nSo $W_j^\\top x \\in \\mathbb{R}$ and $a - b \\ne \\bar d$(x).")
+    texts = [(tag, alt) for tag, alt in structure(reader) if tag in ("/Figure", "/Formula")]
+    assert ("/Figure", 'a "falling" curve') in texts
+    spoken = [alt for tag, alt in texts if tag == "/Formula"]
+    assert "W sub j transposed x in R" in spoken and "a minus b is not d bar" in spoken
+    exponent = "fraction e to the power s cos ( theta sub y plus m), end of power"
+    assert any(exponent in alt for alt in spoken), spoken
+    assert not [alt for alt in spoken if not alt or "\\" in alt]
+    root = reader.trailer["/Root"]
+    assert root["/ViewerPreferences"]["/DisplayDocTitle"] and root["/Lang"] == "en"
+    assert b"pdfuaid:part" in root["/Metadata"].get_object().get_data()
+
+
+def test_signs_are_typeset(workspace):
+    written = 'S1\'s gap is -0.5 [-1, 2], ("so") CIFAR-10 - a set, Recall@1 `x - 1`.'
+    text = words(built(workspace, f"# Title\n\n## Section\n\n{written}"))
+    minus, dash, apostrophe, quotes = "\u2212", "\u2013", "\u2019", ("\u201c", "\u201d")
+    assert (
+        f"S1{apostrophe}s gap is {minus}0.5 [{minus}1, 2], (so) CIFAR-10 {dash} a set".replace("so", "so".join(quotes))
+        in text
+    )
+    assert "Recall@1 x - 1." in text
+
+
+def test_the_answer_stands_above_the_abstract(workspace):
+    figure = '![A curve.](../figures/02_curve.png "falling"){#fig:curve}'
+    abstract = f"## Abstract\n\n> In one sentence: no.\n\n{figure}\n\nThe abstract."
+    reader = built(workspace, f"# Title\n\n{abstract}\n\n## Section\n\nText, @fig:curve.")
+    first = " ".join(reader.pages[0].extract_text().split())
+    assert first.index("In one sentence: no.") < first.index("Figure 1.") < first.index("The abstract.")
+
+
+# ---------------------------------------------------------------- the report that is committed
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """The notebook and the PDF made of it, by document."""
+    nbs = {name: notebooks.read(ROOT / "report" / f"{name}.ipynb") for name in build.DOCUMENTS}
+    return {name: (nb, PdfReader(io.BytesIO(pdf.report(name)))) for name, nb in nbs.items()}
+
+
+def markdown(nb) -> str:
+    """What the notebook says: its Markdown, and that of its outputs."""
+    parts = []
+    for cell in nb.cells:
+        outputs = [output.get("data", {}) for output in cell.get("outputs", ())]
+        parts += [cell.source] if cell.cell_type == "markdown" else []
+        parts += [data["text/markdown"] for data in outputs if "text/markdown" in data]
+    return "\n\n".join(parts)
+
+
+def test_the_report_is_short_and_its_front_page_whole(committed):
+    nb, reader = committed["report"]
+    assert len(reader.pages) <= 15
+    first = " ".join(reader.pages[0].extract_text().split())
+    assert "Figure 1." in first and "A The code explained" in first and "MSDA-3440" in first
+    [abstract] = [part for part in markdown(nb).split("\n\n") if part.startswith("ArcFace trains a classifier")]
+    assert len(abstract.split()) <= 150 and abstract[-60:].split()[-1] in first
+    assert len(re.findall(r"(?<![\w-])[+-]?\d+\.\d+", abstract)) <= 6
+
+
+@pytest.mark.parametrize("name", build.DOCUMENTS)
+def test_every_figure_and_table_is_cited(committed, name):
+    text = markdown(committed[name][0])
+    labels = set(re.findall(r"\{#((?:fig|tbl|lst):[\w-]+)", text))
+    assert len(labels) > 10
+    assert not {label for label in labels if not re.search(rf"@{label}(?![\w-])", text)}
+
+
+def test_figures_are_vectors_in_letters_that_can_be_read(committed):
+    folder = Path(get_data_path(), "fonts", "ttf")
+    fonts = set(typst.Fonts(include_system_fonts=False, font_paths=[str(folder)]).families())
+    found = re.findall(r"\]\(figures/([\w-]+\.\w+)", markdown(committed["report"][0]))
+    assert len(found) >= 13 and not [name for name in found if not name.endswith(".svg")]
+    for name in found:
+        text = (ROOT / "report" / "figures" / name).read_text(encoding="utf-8")
+        width = float(re.search(r'<svg[^>]*? width="([\d.]+)pt"', text)[1])
+        styles = re.findall(r'<text[^>]*? style="([^"]*)"', text)
+        sizes = [float(re.search(r"font(?:-size)?:[^;]*?([\d.]+)px", style)[1]) for style in styles]
+        assert min(sizes) * min(1, pdf.TEXT / width) >= 6.95, name  # points on paper
+        assert set(re.findall(r"font: [^;]*?px '?([\w ]+)", text)) <= fonts, name
+        assert (ROOT / "figures" / name).with_suffix(".png").exists()
+
+
+def test_listings_are_python(committed):
+    listings = dict(
+        re.findall(r"```\{\.python #(lst:[\w-]+)[^\n]*\n(.*?)\n```", markdown(committed["report"][0]), re.S)
+    )
+    assert len(listings) >= 3
+    for source in listings.values():
+        ast.parse(source)
+    space = {"torch": torch}
+    exec(listings["lst:loop"], space)
+    torch.manual_seed(0)
+    labels = torch.arange(640) % 4
+    images = torch.eye(4)[labels] + 0.1 * torch.randn(640, 4)
+    network, head = torch.nn.Linear(4, 8), losses.ArcFace(4, 8)
+    before = head.W.detach().clone()
+    space["fit"](network, head, images, labels, epochs=3, batch_size=32)
+    assert (head(network(images)).argmax(1) == labels).float().mean() > 0.95
+    assert not torch.equal(before, head.W) and head.margin_scale == 1
+
+
+@pytest.mark.parametrize("name, most", [("report", 1e6), ("supplement", 1e6)])
+def test_the_pdf_that_is_committed_is_small_and_made_of_the_notebook(committed, name, most):
+    path = ROOT / "report" / f"{name}.pdf"
+    assert path.stat().st_size < most
+    assert words(PdfReader(path)) == words(committed[name][1])
 
 
 def test_only_a_long_table_breaks_over_pages(workspace):
@@ -150,6 +282,8 @@ def test_the_same_inputs_give_the_same_bytes(workspace):
         ("As shown [@deng2019arcface].", "add the section ## References"),
         ("![A caption.](../figures/missing.png)", "image ../figures/missing.png is missing"),
         ("![](../figures/02_curve.png)", "no caption"),
+        ("![A caption.](../figures/02_curve.png){#fig:a}", "figure fig:a has no alternative text"),
+        ('![A caption.](../figures/02_curve.png "A caption."){#fig:a}', "figure fig:a has no alternative text"),
         ("$$ \\notacommand{x} $$", "notacommand"),
         ("$\\overset{a}{b}$", "\\overset converts wrongly"),
         ("A line<br>break", "<br>"),
@@ -210,7 +344,7 @@ def test_nbconvert_takes_the_exporter_by_its_path(workspace):
 def test_execute_runs_in_the_notebooks_folder_and_keeps_no_times(workspace, capsys):
     bar = "from tqdm import tqdm; import sys\nfor i in tqdm(range(3), file=sys.stdout): pass"
     source = notebook(workspace / "notebooks" / "01_first.ipynb", "# Part", new_code_cell("%pwd"), new_code_cell(bar))
-    notebooks.execute(source, workspace / "out" / "01_first.ipynb")
+    notebooks.run_cells(source, workspace / "out" / "01_first.ipynb")
     nb = notebooks.read(workspace / "out" / "01_first.ipynb")
     assert str(workspace / "notebooks") in nb.cells[1].outputs[0]["data"]["text/plain"]
     assert nb.cells[2].outputs[0].text.count("it/s") == 1  # one bar, not its whole course
@@ -219,11 +353,25 @@ def test_execute_runs_in_the_notebooks_folder_and_keeps_no_times(workspace, caps
     assert re.fullmatch(r"01_first: executed in \d+ s\n", capsys.readouterr().out)
 
 
+def test_execute_stores_a_figure_in_256_colours_but_leaves_a_transparent_one(workspace):
+    draw = (
+        "from PIL import Image\nImage.linear_gradient('L').convert('RGB').resize((300, 300), Image.Resampling.BICUBIC)"
+    )
+    clear = "Image.new('RGBA', (9, 9), (255, 0, 0, 99))"
+    source = notebook(workspace / "notebooks" / "01_first.ipynb", new_code_cell(draw), new_code_cell(clear))
+    notebooks.run_cells(source, source)
+    modes = [
+        Image.open(io.BytesIO(base64.b64decode(cell.outputs[0]["data"]["image/png"]))).mode
+        for cell in notebooks.read(source).cells
+    ]
+    assert modes == ["P", "RGBA"]
+
+
 def test_a_failing_cell_is_named_and_nothing_is_written(workspace):
     source = notebook(workspace / "notebooks" / "01_first.ipynb", "## The part {#sec:a}", new_code_cell("1 / 0"))
     before = source.read_text()
     with pytest.raises(ValueError, match=r"^01_first.ipynb, section 'The part': ZeroDivisionError: division by zero$"):
-        notebooks.execute(source, source)
+        notebooks.run_cells(source, source)
     assert source.read_text() == before
 
 
@@ -236,7 +384,7 @@ def test_submission_holds_everything_under_that_name(workspace):
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # no clock in the bytes
         reader = PdfReader(io.BytesIO(archive.read("Van-Dyk_Anne-Marie_a1_Project1.pdf")))
         script = archive.read("notebooks/01_first.py").decode()
-    assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py"} < set(names)
+    assert {"figures/02_curve.png", "notebooks/02_second.py", "report/report.py", "report/supplement.py"} < set(names)
     folders = [ROOT / part for part in ("lib", "studies", "course", "report", "benchmarks")]
     parts = [path for folder in folders for path in folder.rglob("*.*")]
     code = {path.relative_to(ROOT).as_posix() for path in parts if path.suffix in submission.SUFFIXES}
@@ -245,6 +393,8 @@ def test_submission_holds_everything_under_that_name(workspace):
     records = {path.relative_to(ROOT).as_posix() for path in (ROOT / "results").glob("*.jsonl")}
     assert {"results/mnist.jsonl"} < records < set(names)
     assert {"tests/test_losses.py", "report/references.bib", "report/metadata.yml"} < set(names)
+    supplement = PdfReader(io.BytesIO(zipfile.ZipFile(path).read("supplement.pdf")))
+    assert "Supplement to" in words(supplement) and "Anne-Marie Van Dyk" in words(supplement)
     assert "Anne-Marie Van Dyk" in words(reader) and "ID a1" in words(reader)
     compile(script, "01_first.py", "exec")
     os.utime(workspace / "figures" / "02_curve.png", (0, 0))
@@ -297,13 +447,13 @@ def test_colab_writes_address_and_badges_once(workspace):
     rows = "\n".join(f"| [{name}](notebooks/{name}.ipynb) | A question? |" for name in ("01_first", "02_second"))
     readme.write_text(f"# Study\n\n| notebook | question |\n|---|---|\n{rows}\n\nText.\n")
     before = {path: path.read_text() for path in [*workspace.rglob("*.ipynb"), readme, workspace / "pyproject.toml"]}
-    assert len(colab.link("ada/margins")) == len(before) == 5
+    assert len(colab.link("ada/margins")) == len(before) == 6
     once = {path: path.read_text() for path in before}
     assert colab.link("ada/margins") == []
     for name in ("01_first", "02_second"):
         link = f"https://colab.research.google.com/github/ada/margins/blob/main/notebooks/{name}.ipynb"
         nb = notebooks.read(workspace / "notebooks" / f"{name}.ipynb")
-        assert nb.cells[0].source.count(link) == 1 and nb.cells[0].source.endswith("# Title")
+        assert nb.cells[0].source.count(link) == 1 and nb.cells[0].source.startswith("# Title\n\n[![Open in Colab]")
         cell = colab.CELL.read_text().rstrip()
         assert nb.cells[1].source == cell.replace('""', '"https://github.com/ada/margins"', 1) != cell
         assert re.search(rf"^\| \[.*\]\(notebooks/{name}.ipynb\) \[!.*{link}\) \| .*\? \|$", once[readme], re.M)
@@ -316,6 +466,29 @@ def test_colab_writes_address_and_badges_once(workspace):
     assert "ada/margins" not in "".join(path.read_text() for path in once)
     colab.link("ada/margins")
     assert once == {path: path.read_text() for path in once}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# T", "# T\n\nText\n\n\n\n```\n# no title\n```", "Text\n\n# T\n\n- a", "Text", "# T\nText", "## T\n\nText"],
+)
+def test_the_badge_follows_the_title(text):
+    first, second = (f"[![Open in Colab]({colab.BADGE})](https://x.org/{n})" for n in (1, 2))
+    once = colab._with_badge(text, first)
+    assert once == colab._with_badge(once, first) and once.count(first) == 1
+    above = colab._with_badge(f"{first}\n\n{text}", first)  # where an earlier version wrote it
+    assert above == once and colab._with_badge(once, second) == once.replace(first, second)
+    words = [line for line in once.split("\n") if line and line != first]
+    assert words == [line for line in text.split("\n") if line]
+    if text.startswith("# T"):
+        assert once.split("\n\n")[:2] == ["# T", first]
+
+
+def test_every_notebook_keeps_its_form_with_a_badge():
+    for path in (Path(colab.__file__).parent.parent / "notebooks").glob("*.ipynb"):
+        source = notebooks.read(path).cells[0].source
+        with_badge = colab._with_badge(source, f"[![Open in Colab]({colab.BADGE})](x)")
+        assert with_badge.startswith("# ") and with_badge.splitlines()[0] == source.splitlines()[0]
 
 
 def test_colab_takes_the_git_remote_and_its_branch(workspace):

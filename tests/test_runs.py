@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,9 @@ import torch
 from PIL import Image
 
 from lib import data as datasets
-from lib import heads, paths, train
-from studies import claims, margin_maps, recommend, records, runs
-from studies.__main__ import find
+from lib import heads, metrics, paths, train
+from studies import beyond_accuracy, claims, margin_maps, omniglot, recommend, records, runs, search, tuning
+from studies.__main__ import named
 
 
 def tiny(head="ArcFace", seed=0, **changes):
@@ -65,6 +67,15 @@ def test_scalars_of_numpy_and_torch_are_pythons():
     b = runs.Config("mnist", "ArcFace", {"m": m, "s": s}, lr=lr, seed=np.int32(1), epochs=np.float32(2))
     assert a == b and a.key == b.key
     assert json.loads(json.dumps(dataclasses.asdict(b)))
+    for tenth in (torch.tensor(0.1), np.float32(0.1)):  # of half the digits, the same decimal
+        assert runs.Config("mnist", "ArcFace", {"m": tenth}, lr=tenth) == runs.Config("mnist", "ArcFace", {"m": 0.1})
+
+
+@pytest.mark.parametrize("made", [lambda v: v, np.float64, np.float32, torch.tensor, Fraction])
+def test_any_number_is_taken_for_what_it_is(made):
+    run = runs.Config(Path("mnist"), np.str_("ArcFace"), lr=made(0.5), reflect=np.bool_(True), epochs=made(2.0))
+    assert run == runs.Config("mnist", "ArcFace", lr=0.5, reflect=True, epochs=2)
+    assert {type(value) for value in dataclasses.asdict(run).values()} == {str, int, float, bool, tuple, type(None)}
 
 
 @pytest.mark.parametrize(
@@ -83,11 +94,43 @@ def test_scalars_of_numpy_and_torch_are_pythons():
         ({"train_size": None}, "train_size must be"),
         ({"network": "ResNet"}, "unknown network 'ResNet': choose one of SmallNet"),
         ({"reflect": "yes"}, "reflect must be of type bool"),
+        ({"lr": np.ones((40, 40))}, "lr must be a number"),
+        ({"lr": torch.ones(1)}, "lr must be a number"),
+        ({"seed": 1j}, "seed must be"),
+        ({"constants": 0.5}, "constants must be a dict or pairs of name and value, got 0.5"),
+        ({"constants": "m"}, "constants must be a dict or pairs"),
+        ({"batch_size": 1}, "batch_size must be a whole number from 2"),
+        ({"train_size": 1}, "train_size must be 2 or more, or 0 for all images"),
+        ({"val_size": 9}, "val_size 9 is less than one image of each of 10 classes"),
+        ({"crop_padding": 28, "reflect": True}, "crop_padding 28 mirrors more than an image of 28 pixels"),
+        ({"data": "digits", "network": "AirNet"}, "AirNet needs images of 9 pixels or more, digits has 8"),
+        ({"data": "digits", "network": "SmallNet", "head": 3}, "head must be of type str, got 3"),
+        ({"data": None}, "data must be of type str"),
+        ({"data": "omniglot"}, "omniglot are of classes never seen: `studies.omniglot` reads them"),
     ],
 )
 def test_what_cannot_run_is_refused_when_it_is_planned(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        runs.Config(**{"data": "mnist", "head": "ArcFace", **wrong})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (beyond_accuracy.Run, {"question": "open sets"}, "unknown question 'open sets': choose one of open set"),
+        (beyond_accuracy.Run, {"question": "label noise", "level": 10}, "label noise: level must lie from 0 to 1"),
+        (beyond_accuracy.Run, {"question": "few examples", "level": 0.5}, "few examples: level must lie"),
+        (margin_maps.Run, {"known": 1}, "known must be 2 or more"),
+        (omniglot.Run, {}, "unknown data set 'mnist': choose one of omniglot"),
+        (omniglot.Run, {"data": "omniglot", "drawings": 17}, "drawings must be a whole number from 1 to 16"),
+        (omniglot.Run, {"data": "omniglot", "classes": 1}, "classes must be 2 or more"),
+    ],
+)
+def test_so_is_what_a_question_cannot_ask(kind, changes, message):
     with pytest.raises(ValueError, match=message):
-        runs.Config("mnist", "ArcFace", **wrong)
+        kind(**{"data": "mnist", "head": "ArcFace", **changes})
+    assert kind(**{"data": "mnist" if kind is not omniglot.Run else "omniglot", "head": "ArcFace"}).epochs == 4
 
 
 def test_a_plan_with_unknown_data_is_refused_before_its_first_run(project, monkeypatch):
@@ -106,6 +149,52 @@ def test_a_run_is_recorded_whatever_its_record_holds(project):
     (record,) = records.read(project / "results" / "s.jsonl", runs.Config).values()
     assert record["odd"]["array"] == record["odd"]["tensor"] == [1, 1] and record["odd"]["bool"] is True
     assert record["odd"]["('a', 1)"] == 0.5
+
+
+def fail(*args, **options):
+    raise RuntimeError("out of\nmemory")
+
+
+FAILURES = {  # what fails behind a training, and a metric that is there all the same
+    "embeddings": (train, "embed", None), "a metric": (metrics, "angles", "test_accuracy"),
+    "the temperature": (metrics, "calibration_error", "recall_at_1"), "everything": (runs, "evaluate", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_run_whose_evaluation_fails_is_recorded_and_reported(project, monkeypatch, capsys, case):
+    module, name, measured = FAILURES[case]
+    monkeypatch.setattr(module, name, fail) if name != "embed" else monkeypatch.setattr(
+        train, "embed", lambda model, data, split: fail() if split is data.test else embed(model, data, split)
+    )
+    study = runs.listed("s", [tiny(), tiny(seed=1)])
+    study.train()
+    said = capsys.readouterr()
+    assert "2 trained now" in said.out
+    assert said.err.count("s.jsonl: a run is recorded without all of its metrics (RuntimeError: out of memory)") == 2
+    for record in records.read(project / "results" / "s.jsonl", runs.Config).values():
+        assert record["error"] == "RuntimeError: out of memory" and record["history"]["loss"]
+        assert "error" not in record["metrics"] and bool(measured) == (record["metrics"].get(measured) is not None)
+    frame = study.finished()
+    assert len(frame) == 2 and (not measured or frame[measured].notna().all())
+
+
+embed = train.embed
+
+
+def test_a_run_without_its_measure_is_not_chosen(project, monkeypatch):
+    monkeypatch.setattr(runs, "evaluate", fail)
+    hidden = search.hide_test(runs.execute, "val_accuracy")
+    _, record = hidden(tiny())
+    assert np.isnan(record["metrics"]["val_accuracy"]) and record["error"]
+    found = {tiny(): record}
+    for choose in (search.finalists, search.chosen):
+        with pytest.raises(
+            ValueError, match=r"a run has no val_accuracy \(RuntimeError: out of memory\): take its line"
+        ):
+            choose([tiny()], found, "val_accuracy")
+    _, record = tuning.execute_trial(tiny())
+    assert np.isnan(record["metrics"]["val_accuracy"])
 
 
 def test_a_run_counts_even_if_what_else_to_keep_of_it_fails(project):
@@ -235,7 +324,7 @@ def test_a_registered_data_set_is_trained_recorded_and_resumed(project, mine, mo
     assert "my: 1 runs from my.jsonl, 1 trained now" in capsys.readouterr().out
     assert (rows["test_accuracy"] > 0.6).all() and np.shape(rows["confusion"][1]) == (3, 3)
     assert runs.execute(configs[0], data=mine)[1]["history"]["loss"] == rows["history"][0]["loss"]
-    (again,) = find("my")  # as `python -m studies my` does
+    (again,) = named("my")  # as `python -m studies my` does
     assert again.planned() == configs and list(again.train()) == configs
 
 
@@ -267,9 +356,9 @@ def test_own_records_move_no_claim_and_no_recommendation(project, monkeypatch):
 def test_any_recorded_study_can_be_repeated(project):
     configs = [tiny(seed=seed) for seed in (2, 1)]
     runs.listed("a_trial", configs).train()
-    assert [one.planned() for one in find("a_trial")] == [configs]
+    assert [one.planned() for one in named("a_trial")] == [configs]
     with pytest.raises(ValueError, match=r"^unknown study 'ablation_mnist': `python -m studies --list` names them"):
-        find("ablation_mnist")
+        named("ablation_mnist")
 
 
 # ---------------------------------------------------------------- embeddings
@@ -295,6 +384,16 @@ def test_first_seed_of_a_main_study_keeps_its_embeddings(project, monkeypatch):
     assert found["x"].dtype == np.float32
     assert np.array_equal(found["y"], data.test.labels)
     assert np.array_equal(found["W"], model.head.W.detach())
+
+
+@pytest.mark.parametrize("length", [1e-9, 1e9])
+def test_embeddings_of_any_length_are_kept(length, project, monkeypatch):
+    model, record = runs.execute(tiny())
+    embed = train.embed
+    monkeypatch.setattr(train, "embed", lambda *args: length * embed(*args))
+    monkeypatch.setattr(runs, "execute", lambda *args, **options: (model, record))
+    data = runs.load_for(tiny())
+    np.testing.assert_allclose(runs.embeddings(tiny())["x"], length * embed(model, data, data.test), rtol=1e-3)
 
 
 def test_missing_embeddings_are_trained(project, monkeypatch):

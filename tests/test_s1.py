@@ -1,12 +1,15 @@
 import dataclasses
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lib import data as datasets
+from lib import metrics
 from studies import s1, smoke
 from studies.study import Incomplete
 
@@ -285,7 +288,7 @@ def test_the_leaking_reading_sees_batches_of_64(monkeypatch):
 def test_a_margin_moves_the_leaking_reading_alone():
     model, x, y = example(ARCFACE)
     x = (x + 60 * model.W[y]).detach() / 100
-    read = [s1.readings(without(ARCFACE, m=m), model, x, y) for m in (0.0, 0.2, 0.5, 2.5)]
+    read = [s1.readings(without(ARCFACE, m=m), model, x, y) for m in (0.0, 0.2, 0.5, 2.0)]
     leaked = [r.pop("leaked_accuracy") for r in read]
     assert read[0] == read[1] == read[2] == read[3] and leaked[0] == read[0]["test_accuracy"]
     assert leaked == sorted(leaked, reverse=True) and leaked[-1] == 0
@@ -440,3 +443,44 @@ def test_smoke_runs_are_small(monkeypatch):
     runs = smoke.thin(s1.plan("s1_waterfall_cifar10"))
     assert {(run.epochs, run.train_size, run.batch_size) for run in runs} == {(1, 128, 64)}
     assert {run.seed for run in runs} == {0, 1}
+
+
+# ---------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss": "Arcface"}, "unknown loss 'Arcface': choose one of "),
+        ({"data": "fashion"}, "unknown data 'fashion': choose one of mnist, cifar10, digits"),
+        ({"network": "ResNet"}, "unknown network 'ResNet': choose one of "),
+        ({"m": 2.1}, r"CosFace: m must be a number in \[0, 2\], got 2.1"),
+        ({"s": 0}, "s must be a number from 0.001"),
+        ({"s": float("nan")}, "s must be a number"),
+        ({"lr": -1}, "lr must be a number from 0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1"),
+        ({"batch_size": 1}, "batch_size must be a whole number from 2"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"fp32": 1}, "fp32 must be of type bool"),
+        ({"m": 28.6, "cosine_margin": False}, "ArcFace: m must be .* in radians: 28.6 degrees are 0.499"),
+        ({"data": "omniglot"}, "unknown data 'omniglot': choose one of mnist"),
+    ],
+)
+def test_what_cannot_run_is_refused_when_it_is_planned(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        without(ARCFACE, **wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_scalars_of_other_libraries_are_pythons():
+    ours = without(ARCFACE, s=30, m=0.5, epochs=2, seed=1)
+    theirs = without(ARCFACE, s=np.int64(30), m=torch.tensor(0.5), epochs=np.float32(2), seed=torch.tensor(1))
+    assert ours == theirs and json.dumps(dataclasses.asdict(ours)) == json.dumps(dataclasses.asdict(theirs))
+    assert without(ours, lr=np.float32(0.001)) == without(ours, lr=0.001)
+
+
+def test_a_run_whose_evaluation_fails_is_recorded(generated, monkeypatch):
+    monkeypatch.setattr(metrics, "angles", lambda *args: 1 / 0)
+    _, record = s1.execute(tiny(ARCFACE))
+    assert record["history"]["loss"] and record["metrics"]["test_accuracy"] == record["history"]["test_accuracy"][-1]
+    assert record["error"] == "ZeroDivisionError: division by zero"

@@ -71,6 +71,19 @@ def test_without_a_second_seed_nothing_is_claimed():
     assert tables.summary(long({"A": [1.0]}), {"F1": ("f1", 1, 1)}).loc["A", "F1"] == "1.0"
 
 
+@pytest.mark.parametrize("bootstrapped", [False, True])
+def test_what_is_not_defined_is_a_dash(bootstrapped):
+    frame = long({"A": np.arange(6.0), "B": [np.nan, *range(5)], "C": np.arange(6.0) + 1})
+    table = tables.summary(frame, {"F1": ("f1", 1, 1)}, bootstrapped)
+    alone = tables.summary(frame[frame["head"] != "B"], {"F1": ("f1", 1, 1)}, bootstrapped)
+    assert table.loc["B", "F1"] == tables.DASH == "\N{EN DASH}" and table.drop("B").equals(alone)
+    gone = tables.summary(frame.assign(f1=np.nan), {"F1": ("f1", 1, 1)}, bootstrapped)
+    assert list(gone["F1"]) == 3 * [tables.DASH]
+    assert tables.bracket(pd.Series({"mean": np.nan, "low": np.nan, "high": np.nan})) == tables.DASH
+    two = statistics.compare(long({"A": [1.0], "B": [2.0]}), "f1", "A")
+    assert {tables.as_text(two).loc["B", key] for key in ("p", "d", "detectable")} == {tables.DASH}
+
+
 def test_means_pool_the_spread_over_the_groups():
     groups = {"A": [1.0, 3], "B": [2.0, 2.5, 6], "C": [7.0]}
     pooled = math.sqrt((np.var([1, 3]) * 2 + np.var([2, 2.5, 6]) * 3) / 3)
@@ -276,7 +289,7 @@ def test_compare_of_a_missing_metric(ten):
 
 def test_readable_shows_every_number(ten):
     table = statistics.compare(ten, "f1", "A")
-    row = tables.readable(table, 1).loc["B"]
+    row = tables.as_text(table, 1).loc["B"]
     assert row["difference"] == tables.bracket(table.loc["B"], 1)
     assert row["bootstrap 95 %"] == f"[{table.loc['B', 'boot_low']:+.1f}, {table.loc['B', 'boot_high']:+.1f}]"
     assert row["p (Holm)"] == "0.004" and row["P(better)"].startswith(f"{table.loc['B', 'improvement']:.2f} [")

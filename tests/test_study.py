@@ -1,8 +1,10 @@
 """Records, and studies that train what these lack: resumed, killed, with a budget, in several processes."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from test_runs import fake, tiny
 
 from lib import paths
-from studies import ablation, claims, margin_maps, records, runs, smoke, study
+from studies import __main__ as driver
+from studies import ablation, again, claims, margin_maps, records, runs, smoke, study
 from studies.__main__ import STUDIES
 from studies.study import Study
 
@@ -96,6 +101,11 @@ FOREIGN = {
     "an unknown loss": json.dumps(fake(tiny()) | {"config": {"data": "mnist", "head": "Arc"}}),
     "no metrics": json.dumps({"config": dataclasses.asdict(tiny())}),
     "not utf-8": b"\xff\xfe",
+    "metrics that are none": json.dumps({"config": dataclasses.asdict(tiny()), "metrics": 7, "history": {}}),
+    "a history that is none": json.dumps({"config": dataclasses.asdict(tiny()), "metrics": {}, "history": []}),
+    "a value out of range": json.dumps(fake(tiny()) | {"config": {"data": "mnist", "head": "ArcFace", "lr": "fast"}}),
+    "brackets without end": "[" * 100_000,
+    "a number without end": "9" * 5000,
 }
 
 
@@ -109,6 +119,13 @@ def test_foreign_line_is_named(trained, project, case):
         of([tiny()], trained.execute).train()
     assert "\n" not in str(error.value)
     assert path.read_bytes() == content and not trained
+
+
+def test_a_record_without_its_machine_counts(project):
+    record = {key: value for key, value in fake(tiny()).items() if key in ("config", "metrics", "history")}
+    records.append(project / "s.jsonl", record)
+    found = records.read(project / "s.jsonl", runs.Config)
+    assert records.frame(found.values())["test_accuracy"][0] == 0.5
 
 
 def test_records_that_cannot_be_written_stop_before_training(trained, project):
@@ -221,15 +238,35 @@ def test_each_finished_run_is_written_at_once(trained, project):
     assert [json.loads(line)["config"]["seed"] for line in lines(project)] == [0]
 
 
-def test_retrain(trained, project, monkeypatch):
-    one = of([tiny()], trained.execute)
-    one.train()
+def test_retrain_trains_beside_what_is_recorded_and_shows_both(trained, project, monkeypatch, capsys):
+    two = of([tiny(), tiny(seed=1), tiny(seed=2)], trained.execute)
+    of([tiny(), tiny(seed=1)], trained.execute).train()  # one of the plan is not recorded
+    before = (project / "results" / "s.jsonl").read_bytes()
     monkeypatch.setenv("RETRAIN", "1")
-    assert list(one.rows()["seconds"]) == [2.0]
-    assert [record["seconds"] for record in one.recorded().values()] == [3.0]
-    monkeypatch.delenv("RETRAIN")
-    assert list(one.rows()["seconds"]) == [3.0]  # the newest counts
-    assert len(trained) == len(lines(project)) == 3
+    monkeypatch.setattr(again, "_shown", set())
+    capsys.readouterr()
+    assert [record["seconds"] for record in two.recorded().values()] == [1.0, 2.0]
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "RETRAIN=1: 2 runs of s are trained again into results/again/, one at a time in about 0.0 ho"
+    )
+    assert re.search(r"ArcFace +2 ", said) and (project / "results" / "s.jsonl").read_bytes() == before
+    assert [run.seed for run in records.read(project / "results" / "again" / "s.jsonl", runs.Config)] == [0, 1]
+    two.recorded()
+    assert len(trained) == 4 and not capsys.readouterr().out  # done, and shown
+    driver.train([two])
+    assert len(trained) == 4
+
+
+def test_retrained_runs_stand_beside_the_recorded_ones():
+    runs_ = [tiny(seed=0), tiny(seed=1), tiny(head="CosFace"), tiny(head="CosFace", seed=1)]
+    found = {run: {"metrics": {"val_accuracy": 0.5 + 0.1 * run.seed, "test_accuracy": 0.9}} for run in runs_}
+    other = {run: {"metrics": {"val_accuracy": 0.6}} for run in runs_[:3]}  # the last is not trained yet
+    table = again.side_by_side(found, other, {runs_[2]: "an arm"}).set_index("loss")
+    assert list(table["runs"]) == [2, 1] and list(table["largest difference"]) == [0.1, 0.1]
+    assert list(table["val_accuracy, recorded"]) == [0.55, 0.5] and list(table["again"]) == [0.6, 0.6]
+    found[runs_[0]]["metrics"].pop("val_accuracy")  # a run that failed has no metric
+    assert again.side_by_side(found, other, {})["again"].isna().all()
 
 
 def test_budget_stops_between_runs(trained, project, monkeypatch, capsys):
@@ -380,3 +417,131 @@ def test_smoke_keeps_the_arms_that_the_ledger_names(plans):
     table = claims.claims()
     table = table[table["plans"] == "ablation_cifar10"]
     assert len(table) and {*table["a"], *table["b"]} <= {names[run] for run in plans["ablation_cifar10"][1]}
+
+
+# ---------------------------------------------------------------- the machine
+
+
+FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_runs import fake, tiny
+from studies import records
+path, room = Path(sys.argv[3]), int(sys.argv[4])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, -1))
+try:
+    records.append(path, fake(tiny(seed=9)))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit to set")
+@pytest.mark.parametrize("ending", [b"\n", b"", b'\n{"torn'])
+def test_a_full_disk_leaves_the_records_as_they_were(project, ending):
+    path, here = project / "s.jsonl", Path(__file__).parent
+    records.append(path, fake(tiny(seed=1)))
+    whole = path.read_bytes().rstrip(b"\n")
+    path.write_bytes(whole + ending)
+    command = [sys.executable, "-c", FULL_DISK, str(here.parent), str(here), str(path), "40"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "s.jsonl cannot be written" in done.stdout and "free space or make it writable" in done.stdout
+    assert json.loads(done.stderr)["config"]["seed"] == 9
+    assert path.read_bytes() == whole + ending.replace(b'{"torn', b"")
+    assert list(records.read(path, runs.Config)) == [tiny(seed=1)]
+
+
+class Disk:
+    """A disk that is full while the numbers of these attempts to write come up."""
+
+    def __init__(self, monkeypatch, full):
+        self.attempts, self.write = 0, records._write
+        self.full = full
+        monkeypatch.setattr(records, "_write", self)
+
+    def __call__(self, file, line):
+        self.attempts += 1
+        if self.attempts in self.full:
+            file.write(line[:30])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.write(file, line)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_full_disk_ends_no_other_training_and_loses_no_run(project, monkeypatch, capsys, n_jobs):
+    Disk(monkeypatch, full=range(1, 100))
+    configs = [tiny(seed=seed) for seed in range(6)]
+    with pytest.raises(OSError, match=r"s\.jsonl cannot be written \(No space left on device\): free space"):
+        of(configs, Trained().execute if n_jobs == 1 else runs.execute).train(n_jobs=n_jobs)
+    shown = [json.loads(line)["config"] for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert n_jobs <= len(shown) < 6 and lines(project) == []  # those that had begun, and no more
+
+
+def test_a_run_is_written_when_there_is_space_again(project, monkeypatch, capsys):
+    Disk(monkeypatch, full=[2, 3])
+    configs = [tiny(seed=seed) for seed in range(6)]
+    found = of(configs).train(n_jobs=2)
+    assert 2 < len(found) == len(lines(project)) and "left for the next start (no space" in capsys.readouterr().out
+    assert len(of(configs).train()) == 6
+
+
+def test_a_run_that_fails_ends_no_other_training(project):
+    def execute(run, progress):
+        if run.seed == 1:
+            raise FloatingPointError("the loss became nan")
+        time.sleep(1)
+        return None, fake(run)
+
+    with pytest.raises(FloatingPointError, match="the loss became nan"):
+        of([tiny(seed=seed) for seed in range(1, 9)], execute).train(n_jobs=2)
+    assert 1 <= len(lines(project)) < 7
+
+
+def test_a_full_disk_is_seen_before_the_first_training(trained, project, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"s\.jsonl cannot be written \(No space left on device\): free space$"):
+        of([tiny()], trained.execute).train()
+    assert not trained and {p.name for p in (project / "results").iterdir()} == {"s.jsonl"}
+
+
+LESS, TENSOR = "no memory is left: lower --jobs", "[enforce] DefaultCPUAllocator: can't allocate memory: you tried to"
+ENDS = {  # what ends a command, and what is said of it
+    "memory": (MemoryError(), LESS),
+    "an array": (MemoryError("Unable to allocate 9 GiB for an array"), LESS),
+    "a device": (torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), LESS),
+    "a tensor": (RuntimeError(TENSOR), LESS),
+    "a fork": (OSError(errno.ENOMEM, "Cannot allocate memory"), LESS),
+    "a worker": (
+        TerminatedWorkerError("A worker process was\nterminated"),
+        "was killed, most likely because no memory",
+    ),
+    "a disk": (
+        OSError(errno.ENOSPC, "No space left on device", "x.npz"),
+        "no space is left on the disk (.*x.npz.*): free",
+    ),
+    "a quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space is left on the disk"),
+    "read only": (OSError(errno.EROFS, "Read-only file system", "a.csv"), "a.csv cannot be written (Read-only"),
+    "a message": (ValueError("two\nlines"), "two lines"),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_ends_a_command_is_said_in_one_line(monkeypatch, case):
+    error, said = ENDS[case]
+    monkeypatch.setattr(driver, "train", lambda *args, **options: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(records, "check_committed", lambda: None)
+    with pytest.raises(SystemExit, match=re.escape(said).replace(r"\.\*", ".*")) as end:
+        driver.main(["mnist"])
+    assert str(end.value).startswith("error: ") and "\n" not in str(end.value)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(driver, "train", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(records, "check_committed", lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        driver.main(["mnist"])

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import data, device, heads, losses, metrics, models, muon, train
+from studies import machine
 
 CPU = torch.device("cpu")
 
@@ -328,7 +329,8 @@ def test_a_nonfinite_loss_names_invalid_inputs(digits, monkeypatch):
 
 
 @pytest.mark.parametrize("muon_lr", [0.0, 0.05])
-def test_a_compiled_model_is_used(digits, muon_lr):
+def test_a_compiled_model_is_used(digits, muon_lr, monkeypatch):
+    monkeypatch.setattr("lib.device.has_bf16", lambda _: False)  # its rounding differs between the two
     plain, small, graphs = build(digits), few(digits, 4), []
 
     def backend(graph, inputs):
@@ -338,7 +340,7 @@ def test_a_compiled_model_is_used(digits, muon_lr):
     torch._dynamo.reset()
     model = torch.compile(build(digits), backend=backend)
     history, expected = (fit(m, small, batch_size=64, muon_lr=muon_lr, margin_warmup=0) for m in (model, plain))
-    assert graphs and history["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert graphs and history["loss"] == pytest.approx(expected["loss"], rel=3e-4)
     assert train.predict(model, small, small.val).shape == (20, 10)
 
 
@@ -349,7 +351,7 @@ def test_hooks_of_the_model_are_called(digits):
     assert seen == [2, 2, 2]
 
 
-@pytest.mark.parametrize("head", ["ArcFace", "AdaLoss"])
+@pytest.mark.parametrize("head", ["ArcFace", "AdaLoss", "Triplet"])
 def test_distributed_data_parallel_on_one_rank(digits, tmp_path, head):
     plain, wrapped, small = build(digits, head), build(digits, head), few(digits, 4)
     expected = fit(plain, small, batch_size=64, epochs=2)
@@ -414,7 +416,7 @@ def counted(digits, head, steps, **changes):
 @pytest.fixture
 def same_evaluation(monkeypatch):
     """No search for a temperature: its steps, on the CPU, differ from model to model."""
-    monkeypatch.setattr(metrics, "temperature", lambda logits, y: 1.0)
+    monkeypatch.setattr(metrics, "least_cross_entropy", metrics.cross_entropy)
 
 
 @pytest.mark.parametrize("head", [*heads.heads(), "ErrorAdaLoss", "RandomMargin"])
@@ -641,8 +643,8 @@ def test_an_import_changes_nothing_and_starts_nothing():
 
 
 def test_a_training_leaves_the_memory_settings_alone(digits, monkeypatch):
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda *args: pytest.fail("asked the C library"))
-    device.reuse_memory.cache_clear()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda *args: pytest.fail("asked the C library"))
+    machine.reuse_memory.cache_clear()
     fit(build(digits), few(digits, 1))
 
 
@@ -655,7 +657,7 @@ def test_freed_memory_is_kept():
     program = """if True:
         import re, torch
         from pathlib import Path
-        from lib import device
+        from studies import machine
 
         def resident():
             return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -666,7 +668,7 @@ def test_freed_memory_is_kept():
             return resident() - before
 
         print(left())
-        device.reuse_memory()
+        machine.reuse_memory()
         print(left())
     """
     usual, kept = map(int, output(program).split())

@@ -1,17 +1,19 @@
 """The triplet arm; what holds for every head is in test_losses and test_train."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from test_losses import at, make
 from test_train import build, fit
 from torch.nn import functional as F
 
-from lib import heads, metrics, train
+from lib import heads, metrics, models, train
 
 
 def batch_hard(x, y, m):
@@ -139,3 +141,32 @@ def test_only_part_of_a_large_set_is_embedded(digits, monkeypatch):
     monkeypatch.setattr("lib.heads.triplet.Triplet.renew", lambda head, x, y: seen.append(len(x)))
     fit(build(digits, "Triplet"), many)
     assert seen == [10_000]
+
+
+def rank_of_two(rank, folder):
+    """One of two ranks with half of the images each; any deviation from the mean of their gradients raises."""
+    torch.set_num_threads(1)
+    g = torch.Generator().manual_seed(0)
+    plain = models.Classifier(torch.nn.Linear(6, 4), heads.make("Triplet", 3, 4))
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, generator=g)
+    batches = [(torch.randn(24, 6, generator=g), torch.arange(24) % 3) for _ in range(3)]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    wrapped = copy.deepcopy(plain)
+    parallel = torch.nn.parallel.DistributedDataParallel(wrapped)
+    for images, y in batches:  # a gradient that it waits for in vain is told in the second one
+        for net, parts in ((parallel, [rank]), (plain, [0, 1])):
+            net.zero_grad()
+            for part in parts:
+                loss, _ = net(images.chunk(2)[part], y.chunk(2)[part])
+                (loss / len(parts)).backward()
+        torch.testing.assert_close(wrapped.network.weight.grad, plain.network.weight.grad)
+        assert wrapped.network.weight.grad.abs().max() > 0.01
+        for net in (wrapped, plain):
+            torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1).step()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_distributed_data_parallel_on_two_ranks(tmp_path):
+    torch.multiprocessing.spawn(rank_of_two, args=(tmp_path,), nprocs=2)

@@ -124,6 +124,8 @@ def test_what_is_stalled():
     assert verdicts.stalled(runs).tolist() == [False, False, True, False, False, False, True, False]
     runs["failed"] = [None] * 7 + ["the loss is nan"]
     assert verdicts.stalled(runs).tolist() == [False, False, True, False, False, False, True, True]
+    runs.loc[runs["head"] == "Softmax", "val_accuracy"] = np.nan  # all of the reference's failed: no level is known
+    assert verdicts.stalled(runs).tolist() == [True] * 4 + [False, False, True, True]
     with pytest.raises(ValueError, match="judged by Softmax"):
         verdicts.stalled(runs[runs["head"] == "ArcFace"])
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,18 @@ class Triplet(NormFace):
     al. 2015, arXiv 1503.03832), for the furthest p and the nearest n in the batch of every anchor a (Hermans
     et al. 2017, arXiv 1703.07737, eq. 5), averaged over the triplets that are not 0.
 
-    The embeddings are compared with each other and never with W, so W is no part of the loss: after every
-    epoch ``renew`` sets it to the mean directions of training embeddings, and the nearest one classifies.
-    Before the first epoch ends W is random, and with it the training accuracy. m is a difference of
-    distances in [0, 2]; the logits s cos(theta) do not depend on it, and their temperature is fitted, so s
-    changes no reading.
+    The embeddings are compared with each other and never with W, which has no gradient: after every epoch ``renew``
+    sets it to the mean directions of training embeddings, and the nearest one classifies. Before the first epoch
+    ends W is random, and with it the training accuracy. On several ranks triplets are made within a rank's batch.
+    m is a difference of distances in [0, 2]; the logits s cos(theta) do not depend on it, and their temperature is
+    fitted, so s changes no reading.
     """
 
     m: Cosine = 0.2
+
+    def __init__(self, num_classes: int, embedding_dim: int, **constants: Any):
+        super().__init__(num_classes, embedding_dim, **constants)
+        self.W.requires_grad_(False)  # DistributedDataParallel would wait for its gradient
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Loss of embeddings x (B, d) with labels y (B,): 0 without a triplet, NaN where B is 0."""

@@ -34,7 +34,7 @@ def splits(root: Path) -> tuple[tuple[Labelled, Labelled, Labelled], list[str], 
     The background alphabets are for training and, their drawers 17 to 20, for validation; the evaluation alphabets are
     the test's, labelled behind the others. A class is called like Greek/character05.
     """
-    parts = [read(root, folder) for folder in ("images_background", "images_evaluation")]
+    parts = [read_images(root, folder) for folder in ("images_background", "images_evaluation")]
     background, test = ([name.rpartition("/")[0] for name in names] for _, names in parts)
     classes, unseen = sorted(set(background)), sorted(set(test))
     number = {name: c for c, name in enumerate(classes + unseen)}
@@ -45,7 +45,7 @@ def splits(root: Path) -> tuple[tuple[Labelled, Labelled, Labelled], list[str], 
     return (train, val, (test_images, other)), classes, tuple(unseen)
 
 
-def read(root: Path, folder: str) -> tuple[Tensor, list[str]]:
+def read_images(root: Path, folder: str) -> tuple[Tensor, list[str]]:
     """All images of a folder, uint8 (N, 1, 28, 28) with white ink on black, and their paths in it, in ascending order.
 
     A folder that is not there is downloaded to root. Raises OSError for one that is damaged or incomplete.
@@ -63,7 +63,7 @@ def read(root: Path, folder: str) -> tuple[Tensor, list[str]]:
         if len(names) != N:
             raise OSError(f"it holds {len(names)} of {N} images")
         parts = (names[i : i + 500] for i in range(0, N, 500))  # all at once in fp32 would be 850 MB
-        images = torch.cat([shrink(np.stack([_ink(path / name) for name in part])) for part in parts])
+        images = torch.cat([downsample(np.stack([_ink(path / name) for name in part])) for part in parts])
         if hashlib.md5(images.numpy().tobytes()).hexdigest() != md5:
             raise OSError("the MD5 of its pixels is wrong")
     except Exception as error:  # torchvision raises URLError, BadZipFile, ... and PIL SyntaxError, ValueError, ...
@@ -91,7 +91,7 @@ def _ink(file: Path) -> np.ndarray:
     return ink
 
 
-def shrink(ink: np.ndarray) -> Tensor:
+def downsample(ink: np.ndarray) -> Tensor:
     """Drawings (N, 105, 105), 1 where there is ink, as uint8 (N, 1, 28, 28): 255 times the share of ink in each box of
     3.75 x 3.75 pixels. That is 15 x 15 sixteenths of a pixel: whole numbers are added, alike on every machine."""
     edges = np.arange(SIZE + 1) * 15  # of the boxes, in quarters of a pixel
@@ -108,7 +108,7 @@ def one_shot_runs(root: Path) -> tuple[Tensor, Tensor, Tensor]:
 
     The characters of a run are of one evaluation alphabet. Raises OSError as ``read`` does.
     """
-    images, names = read(root, "one_shot_runs")
+    images, names = read_images(root, "one_shot_runs")
     runs = sorted({name.split("/")[0] for name in names})
     tests, characters = images.view(len(runs), 2, -1, *images.shape[1:]).unbind(1)  # paths: run01/test, run01/training
     answers = []

@@ -11,7 +11,7 @@ local function typst(text) return pandoc.RawInline("typst", text) end
 
 local function block_of(text) return pandoc.RawBlock("typst", text) end
 
-local function quoted(text) return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"') .. '"' end
+local function quoted(text) return '"' .. text:gsub("\\", "\\\\"):gsub('"', '\\"'):gsub("%s+", " ") .. '"' end
 
 local function define(element)
   local id = element.identifier
@@ -58,6 +58,10 @@ local function sections(doc)
   if cited and not listed then
     if strict then complain("sources are cited: add the section ## References") end
     body:insert(block_of('#bibliography("references.bib", title: "References")'))
+  end
+  if #abstract > 0 and abstract[1].t == "BlockQuote" then  -- the answer in one sentence stands above the abstract
+    doc.meta.answer = pandoc.MetaBlocks(abstract[1].content)
+    abstract:remove(1)
   end
   doc.blocks, doc.meta.abstract = body, #abstract > 0 and pandoc.MetaBlocks(abstract) or nil
   if doc.meta.lifted then
@@ -201,15 +205,32 @@ local function table_of(block)
   return fit
 end
 
+-- c++ and "Wolfram Language" are no names of a language to typst, which would print the rest of them
+local LANGUAGES = { ["c++"] = "cpp", ["c#"] = "cs", ["f#"] = "fs" }
+
 local function listing(block)
-  local caption = block.attributes.caption
-  if not caption then return nil end
+  local language = (block.classes[1] or ""):lower()
+  if language:find("[^%w_-]") then
+    block.classes = { LANGUAGES[language:match("^%a[+#]+")] or language:match("^[%w_-]+") }
+  end
+  local caption, styles = block.attributes.caption, block.attributes.styles
+  if styles then  -- the colours of a terminal
+    local plain = pandoc.CodeBlock(block.text, { class = block.classes[1] or "" })
+    return pandoc.Blocks { block_of("#[\n#show raw.line: ansi.with(" .. styles .. ")"), plain, block_of("]") }
+  end
+  if not caption then return block end
   define(block)
   local head = pandoc.utils.blocks_to_inlines(pandoc.read(caption, "markdown").blocks)
   head:insert(1, typst("#figure(kind: raw, supplement: [Listing], caption: ["))
   head:insert(typst("])["))
   local code = pandoc.CodeBlock(block.text, { class = block.classes[1] or "" })
-  return { pandoc.Plain(head), code, block_of("] <" .. block.identifier .. ">") }
+  local result = pandoc.Blocks { pandoc.Plain(head), code, block_of("] <" .. block.identifier .. ">") }
+  local _, lines = block.text:gsub("\n", "")
+  if strict and lines < 40 then  -- a listing stays on one page, unless it is longer than that
+    result:insert(1, block_of("#[\n#show figure.where(kind: raw): set block(breakable: false)"))
+    result:insert(block_of("]"))
+  end
+  return result
 end
 
 -- ---------------------------------------------------------------- what typst has no word for
@@ -224,6 +245,9 @@ local function span(element)
     return pandoc.Inlines { pandoc.Code(pandoc.utils.stringify(element)) }
   elseif element.classes:includes("caption") then
     return element.content
+  elseif element.identifier ~= "" and #element.content == 0 then  -- typst would label what stands before an empty anchor
+    element.content = { typst("#metadata(none)") }
+    return element
   end
 end
 
@@ -237,11 +261,77 @@ local function alert(element)
   end
 end
 
--- pandoc draws a bar of one stroke as one of two
+-- ---------------------------------------------------------------- what a screen reader reads
+
+local WORDS = {
+  ["\\in"] = " in ", ["\\ne"] = " is not ", ["\\neq"] = " is not ", ["\\le"] = " at most ", ["\\ge"] = " at least ",
+  ["\\sum"] = " sum ", ["\\cdot"] = " times ", ["\\times"] = " times ", ["\\ldots"] = " and so on ", ["\\dots"] = " and so on ",
+  ["\\lVert"] = " the norm of ", ["\\rVert"] = " ", ["\\to"] = " to ", ["\\partial"] = " d ", ["\\quad"] = ", ", ["\\qquad"] = ", ",
+  ["\\left"] = " ", ["\\right"] = " ", ["\\top"] = " transposed ", ["\\begin"] = " ", ["\\end"] = " ", ["\\approx"] = " about ",
+}
+local SIGNS = { ["="] = " equals ", ["<"] = " less than ", [">"] = " greater than ", ["+"] = " plus ", ["-"] = " minus ", ["/"] = " over " }
+
+-- the words of a formula in TeX
+local function spoken(tex)
+  local function inside(group) return spoken(group:sub(2, -2)) end
+  tex = tex:gsub("\\[,;:!| ]", " "):gsub("\\([{}%%])", " ")
+  tex = tex:gsub("\\[dt]?frac%s*(%b{})%s*(%b{})", function(a, b)
+    return " the fraction " .. inside(a) .. " over " .. inside(b) .. ", end of fraction, "
+  end)
+  tex = tex:gsub("\\(%a+)%s*(%b{})", function(name, body)
+    if name == "text" or name == "mathrm" or name == "mathbb" or name == "operatorname" then return " " .. body:sub(2, -2) .. " " end
+    if name == "begin" or name == "end" then return " " end
+    return " " .. name .. " of " .. inside(body) .. " "
+  end)
+  tex = tex:gsub("\\(bar)%s+(\\?%a+)", " %2 bar "):gsub("\\(hat)%s+(\\?%a+)", " %2 hat ")
+  tex = tex:gsub("_%s*(%b{})", function(body) return " sub " .. inside(body) .. " " end)
+  tex = tex:gsub("%^%s*(%b{})", function(body) return " to the power " .. inside(body) .. ", end of power, " end)
+  tex = tex:gsub("%^%s*\\top", " transposed "):gsub("_%s*(\\?%w)", " sub %1"):gsub("%^%s*(\\?%w)", " to the power %1 ")
+  tex = tex:gsub("[{}&]", " "):gsub("\\\\", ", ")
+  tex = tex:gsub("\\%a+", function(name) return WORDS[name] or " " .. name:sub(2) .. " " end)
+  tex = tex:gsub("[=<>+%-/]", SIGNS)
+  return (tex:gsub("%s+", " "):gsub("^ ", ""):gsub(" $", ""))
+end
+
+-- pandoc draws a bar of one stroke as one of two; a mark stands in a matrix without brackets (report/formulas.py); in the report every formula has an alternative text
 local function formula(math)
-  if not math.text:find("{vmatrix}", 1, true) then return nil end
+  local bar, bare = math.text:find("{vmatrix}", 1, true), math.text:find("\u{e010}", 1, true)
+  if not bar and not bare and not strict then return nil end
   local code = pandoc.write(pandoc.Pandoc { pandoc.Plain { math } }, "typst"):gsub("%s+$", "")
-  return typst((code:gsub('delim: "||"', 'delim: "|"')) .. ";")
+  if bar then code = code:gsub('delim: "||"', 'delim: "|"') end
+  code = code:gsub('delim: "%(", "\u{e010}" ?', "delim: #none, "):gsub('vec%("\u{e010}" ?,? ?', "vec(delim: #none, ")
+  local body = code:match("^%$(.*)%$$")
+  if not strict or not body then return typst(code) end
+  return typst(string.format("#math.equation(block: %s, alt: %s, $%s$);",
+    math.mathtype == "DisplayMath" and "true" or "false", quoted(spoken(math.text)), body))
+end
+
+-- a picture's alternative text, given as its title: ![caption](file "text")
+local function described(figure)
+  local alt, file, here  -- .here: no float, it stays where it is written
+  figure:walk { Image = function(image)
+    alt, file, here = image.attributes.alt, image.src, image.classes:includes("here")
+  end }
+  if not file then return nil end
+  if strict and (not alt or alt == pandoc.utils.stringify(figure.caption.long)) then
+    complain('figure %s has no alternative text: write it behind the file, ![caption](file "text")', figure.identifier)
+  end
+  if not alt then return nil end
+  local rule = strict and here and "\n#show floating: set figure(placement: none)\n#show floating: set block(above: 1.2em, below: 1.5em)" or ""
+  return { block_of("#[#set image(alt: " .. quoted(alt) .. ")" .. rule), figure, block_of("]") }
+end
+
+-- real minus signs, quotes and apostrophes, in the report; a hyphen alone is a dash, and Recall@1 no address
+local function str(element)
+  if not strict then return nil end
+  if element.text == "-" then return pandoc.Str("\u{2013}") end
+  local text = (" " .. element.text):gsub("([%s%(%[+])%-(%d)", "%1\u{2212}%2"):sub(2)
+  text = text:gsub('^([%(%[]*)"', "%1\u{201c}"):gsub('"', "\u{201d}"):gsub("'", "\u{2019}")
+  return pandoc.Str(text)
+end
+
+local function link(element)
+  if strict and element.target:find("^mailto:") then return element.content end
 end
 
 -- @eq:a [@paper] is one Cite to pandoc: only its cross-references are replaced
@@ -269,6 +359,7 @@ return {
   { Pandoc = sections },
   { Div = alert },
   { Inlines = inlines_of, Header = define, Table = table_of, Figure = define, CodeBlock = listing, Span = span },
-  { Math = formula },
+  { Str = str, Link = link },
+  { Math = formula, Figure = described },
   { Cite = reference },
 }

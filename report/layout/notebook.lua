@@ -161,7 +161,8 @@ local function figure(inline)
   if #caption == 0 and job.strict then
     complain("an image has no caption: save it and link it as ![caption](../figures/name.png){#fig:name}")
   end
-  image.identifier, image.caption, image.title = "", {}, ""
+  image.identifier, image.caption = "", {}
+  if not job.strict then image.title = "" end  -- the report's alternative text
   if #caption == 0 and id == "" then return pandoc.Para { inline } end
   return pandoc.Figure(pandoc.Plain { inline }, { long = { pandoc.Plain(caption) } }, { id = id })
 end
@@ -323,6 +324,9 @@ local function flow(blocks)
   return blocks:walk { Str = str, Code = function(code) code.text = restored(code.text) return code end,
       Link = function(link) link.target = restored(link.target) return link end }
     :walk { Inlines = inlines_of }
+    :walk { Figure = function(whole)  -- of HTML: its own caption, not the alternative text of its picture
+      return whole:walk { Image = function(image) image.caption = {} return image end }
+    end }
     :walk { Para = paragraph, Plain = paragraph, Header = header, CodeBlock = listing, Blocks = captions }
 end
 
@@ -336,11 +340,12 @@ local READ = {
     end
     return flow(pandoc.read(part.text, "html-auto_identifiers").blocks)
   end,
-  code = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = part.language }) } end,
+  code = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = part.language, styles = part.styles }) } end,
   note = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = "note" }) } end,
   picture = function()
     local image = pandoc.Image({}, part.text)
     if part.width ~= "" then image.attributes.width = part.width end
+    if part.height ~= "" then image.attributes.height = part.height end
     return pandoc.Blocks { pandoc.Para { image } }
   end,
 }
