@@ -469,12 +469,18 @@ class Disk:
         self.write(file, line)
 
 
+def slow(run, progress):
+    """Longer than it takes to notice that a record could not be written."""
+    time.sleep(1)
+    return None, fake(run)
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_full_disk_ends_no_other_training_and_loses_no_run(project, monkeypatch, capsys, n_jobs):
     Disk(monkeypatch, full=range(1, 100))
     configs = [tiny(seed=seed) for seed in range(6)]
     with pytest.raises(OSError, match=r"s\.jsonl cannot be written \(No space left on device\): free space"):
-        of(configs, Trained().execute if n_jobs == 1 else runs.execute).train(n_jobs=n_jobs)
+        of(configs, slow).train(n_jobs=n_jobs)
     shown = [json.loads(line)["config"] for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert n_jobs <= len(shown) < 6 and lines(project) == []  # those that had begun, and no more
 
@@ -482,9 +488,9 @@ def test_a_full_disk_ends_no_other_training_and_loses_no_run(project, monkeypatc
 def test_a_run_is_written_when_there_is_space_again(project, monkeypatch, capsys):
     Disk(monkeypatch, full=[2, 3])
     configs = [tiny(seed=seed) for seed in range(6)]
-    found = of(configs).train(n_jobs=2)
+    found = of(configs, slow).train(n_jobs=2)
     assert 2 < len(found) == len(lines(project)) and "left for the next start (no space" in capsys.readouterr().out
-    assert len(of(configs).train()) == 6
+    assert len(of(configs, slow).train()) == 6
 
 
 def test_a_run_that_fails_ends_no_other_training(project):
