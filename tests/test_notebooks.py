@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from report import colab as colab_tools
+from report import notebooks as notebook_tools
 
 PROJECT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
@@ -47,6 +48,19 @@ def test_outputs_are_clean(path):
     assert not re.search(r"\w*Warning\b|Traceback", text)
     assert not re.findall(r"(?<![\w.:/])/(?:home|Users|root|tmp|work|content|opt|usr|var|mnt)/[^\s'\"]*", text)
     assert str(PROJECT) not in text
+    assert notebook_tools.without_times(text) == text
+
+
+@pytest.mark.parametrize(
+    ("bar", "left"),
+    [
+        ("100%|██| 312/312 [00:29<00:00, 10.56step/s, val=98.58%]\n", "100%|██| 312/312 [val=98.58%]\n"),
+        ("\r  0%|  | 0/6 [00:00<?, ?run/s]\r100%|██| 6/6 [1:00:29<00:00,  1.46s/run]", "\r  0%|  | 0/6\r100%|██| 6/6"),
+        ("x[3:5] [1, 2] <[3] []", "x[3:5] [1, 2] <[3] []"),
+    ],
+)
+def test_a_progress_bar_is_kept_without_its_times(bar, left):
+    assert notebook_tools.without_times(bar) == left
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
