@@ -159,6 +159,8 @@ def _run(uv: str, *arguments: str) -> int:
     quiet = [] if sys.stderr.isatty() else ["--quiet"]  # in a log neither bars nor a line per package
     env = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(paths.PROJECT / ".venv")}
     env.pop("VIRTUAL_ENV", None)
+    if sys.dont_write_bytecode:  # as in many containers; else every process would compile all packages again
+        env["UV_COMPILE_BYTECODE"] = "1"
     return subprocess.run([uv, *arguments, *quiet], cwd=paths.PROJECT, env=env).returncode
 
 

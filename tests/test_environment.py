@@ -234,6 +234,18 @@ def test_a_second_command_adds_its_groups_and_a_changed_lock_installs_anew(outsi
     assert [part for part in outside[-1] if part in environment.GROUPS] == ["report", "study"]
 
 
+@pytest.mark.parametrize("never_written", [True, False])
+def test_packages_are_compiled_once_where_python_would_not_keep_what_it_compiles(outside, monkeypatch, never_written):
+    run, settings = subprocess.run, []
+    monkeypatch.setattr(sys, "dont_write_bytecode", never_written)
+    monkeypatch.setattr(
+        environment.subprocess, "run", lambda command, **o: settings.append(o["env"]) or run(command, **o)
+    )
+    monkeypatch.delenv("UV_COMPILE_BYTECODE", raising=False)
+    environment.fill({"report"})
+    assert [env.get("UV_COMPILE_BYTECODE") for env in settings] == ["1" if never_written else None]
+
+
 def test_without_uv_it_is_installed_first(outside, monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda program: None)
     environment.fill({"report"})
