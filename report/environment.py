@@ -24,7 +24,7 @@ GROUPS = {
     ),
     "study": (
         "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "tabulate", "matplotlib", "PIL", "seaborn",
-        "joblib", "pytorch_metric_learning", "filelock", "safetensors", "tqdm",
+        "joblib", "pytorch_metric_learning", "filelock", "safetensors", "threadpoolctl", "tqdm",
     ),
     "notebooks": ("ipykernel", "jupyterlab"),
     "site": ("sphinx", "myst_nb", "myst_parser", "furo", "sphinx-mathjax-offline"),

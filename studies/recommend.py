@@ -19,6 +19,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from lib import data as datasets
 from lib import paths
@@ -143,8 +144,9 @@ def learn(observed: pd.DataFrame) -> tuple[StandardScaler, GaussianProcessRegres
     X = scaler.fit_transform(design(observed))
     kernel = ConstantKernel(0.1) * RBF(np.ones(X.shape[1]), (0.3, 100)) + WhiteKernel(0.01, (1e-4, 1))
     model = GaussianProcessRegressor(kernel, alpha=observed["variance"].to_numpy(), random_state=0)
-    with warnings.catch_warnings():  # a length at its bound belongs to a feature that does not matter
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    # threads that wait for each other take seven times as long for matrices as small as these
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: a feature that does not matter
         return scaler, model.fit(X, observed["gain"])
 
 
