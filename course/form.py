@@ -1,4 +1,5 @@
-"""How much of a course a notebook is: ``python -m course.form`` measures all of them.
+"""How much of a course a notebook is: ``python -m course.form`` measures all of them, and says how many seconds the
+last build took for each that it executed.
 
 A folded cell carries the marks of all who fold: ``jupyter.source_hidden`` (JupyterLab), ``cellView: form`` with a
 first line ``# @title ...`` (Colab), and the tag ``hide-input`` (Jupyter Book and MyST). The solution of an exercise is
@@ -78,7 +79,10 @@ def measures(path: Path) -> dict[str, float]:
 
 def main() -> None:
     notebooks = sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))
-    print(pd.DataFrame({path.stem: measures(path) for path in notebooks}).T.to_markdown(floatfmt="g"))
+    table = pd.DataFrame({path.stem: measures(path) for path in notebooks}).T
+    took = paths.PROJECT / ".build" / ("smoke" if paths.smoke() else "full") / "seconds"
+    table["seconds"] = [(took / name).read_text() if (took / name).exists() else "" for name in table.index]
+    print(table.to_markdown(floatfmt="g"))
 
 
 if __name__ == "__main__":

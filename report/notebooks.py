@@ -80,8 +80,11 @@ def run_cells(notebook: Path, destination: Path) -> None:
                 output.text = without_times(output.text)
     nb.metadata[freshness.KEY] = freshness.stamp(nb, set(files))
     paths.write(destination, nbformat.writes(nb) + "\n")
+    took = f"{time.time() - start:.0f}"
+    profile = "smoke" if paths.smoke() else "full"
+    paths.write(paths.PROJECT / ".build" / profile / "seconds" / notebook.stem, took)  # for course.form
     if bar.disable:
-        print(f"{notebook.stem}: executed in {time.time() - start:.0f} s")
+        print(f"{notebook.stem}: executed in {took} s")
 
 
 def without_times(text: str) -> str:
