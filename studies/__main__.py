@@ -23,6 +23,7 @@ from studies import (
     controlled,
     margin_maps,
     omniglot,
+    one_shot,
     records,
     replicas,
     runs,
@@ -32,7 +33,7 @@ from studies import machine as own_machine
 from studies import tuning as earlier_tuning
 from studies.study import Incomplete, Study
 
-MODULES = (runs, earlier_tuning, controlled, omniglot, ablation, beyond_accuracy, margin_maps, replicas, s1)
+MODULES = (runs, earlier_tuning, controlled, omniglot, one_shot, ablation, beyond_accuracy, margin_maps, replicas, s1)
 STUDIES = {study.name: study for module in MODULES for study in module.STUDIES}
 
 

@@ -21,7 +21,7 @@ from lib import data, heads, metrics, models, train
 from lib.device import best_device, memory_format, precision
 from lib.heads import many_classes, variants
 from lib.sets import omniglot as omniglot_files
-from studies import beyond_accuracy, margin_maps, omniglot, replicas, runs, s1, search
+from studies import beyond_accuracy, margin_maps, omniglot, one_shot, replicas, runs, s1, search
 
 HEADS = heads.heads() | variants.HEADS
 KINDS = ("cuda", "mps")
@@ -467,8 +467,8 @@ def characters(tmp_path_factory):
 
 @pytest.mark.parametrize("run", [
     omniglot.default("Triplet", trial=True), omniglot.default("AdaLoss", constants=search.FREE),
-    omniglot.default("Softmax", classes=6, drawings=4),
-], ids=["trial", "final", "fewer characters"])  # fmt: skip
+    omniglot.default("Softmax", classes=6, drawings=4), one_shot.arm("quarter turns", 0, network="TinyAirNet"),
+], ids=["trial", "final", "fewer characters", "one-shot recipe"])  # fmt: skip
 def test_a_run_on_characters_never_seen(run, device, characters, monkeypatch):
     root, known = characters
     for folder, entry in known.items():
@@ -479,7 +479,7 @@ def test_a_run_on_characters_never_seen(run, device, characters, monkeypatch):
         cached.cache_clear()
     run = dataclasses.replace(run, epochs=1, batch_size=64, embedding_dim=8)
     try:
-        model, record = omniglot.execute(run)
+        model, record = (one_shot if isinstance(run, one_shot.Run) else omniglot).execute(run)
         assert on(device.kind, state(model))
         assert 0 <= record["metrics"]["map_at_r"] <= 1 and ("one_shot_error" in record["metrics"]) != run.trial
         plan = dataclasses.replace(omniglot.FINAL, plan=lambda full: {} if run.trial else {run: run.head})

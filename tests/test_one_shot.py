@@ -1,0 +1,122 @@
+"""The recipe for the official one-shot runs, on a stand-in of random strokes."""
+
+import dataclasses
+
+import pytest
+import torch
+from omniglot_stand_in import BACKGROUND, make
+from test_runs import fake
+
+from lib import data
+from lib.sets import omniglot as files
+from studies import omniglot, one_shot, runs
+
+TINY = {"network": "TinyAirNet", "embedding_dim": 8, "epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stand_in")
+    return root, make(root)
+
+
+@pytest.fixture
+def small(made, project, monkeypatch):
+    """A project with the stand-in as its data."""
+    for folder, known in made[1].items():
+        monkeypatch.setitem(files.FOLDERS, folder, known)
+    (project / "data").symlink_to(made[0], target_is_directory=True)
+    monkeypatch.setattr(omniglot, "TASKS", 5)
+    caches = runs.load, omniglot.official
+    for cached in caches:
+        cached.cache_clear()
+    yield project
+    for cached in caches:
+        cached.cache_clear()
+
+
+def affine(images, **changes):
+    split = data.Split(images, torch.zeros(len(images), dtype=torch.int64))
+    return one_shot.Affine("x", split, split, split, ["a"], (0.0,), (1.0,), **changes)
+
+
+def test_no_strength_changes_no_image():
+    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    drawn = affine(images, affine=0.0).draw(5, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(affine(images).augment(images, drawn), images.float(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("number", "moves"), [(0, "turned"), (1, "narrower"), (2, "lower"), (4, "left"), (5, "up")])
+def test_each_number_does_what_it_is_called(number, moves):
+    image = torch.zeros(1, 1, 28, 28)
+    image[..., 9:19, 12:16] = 255  # an upright bar in the middle
+    drawn = torch.zeros(6, 1)
+    drawn[number] = 0.3
+    found = affine(image.byte()).augment(image, drawn)[0, 0]
+    down, across = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    weight = found / found.sum()
+    middle = (weight * down).sum() - 13.5, (weight * across).sum() - 13.5
+    spread = [(weight * (axis - 13.5) ** 2).sum().sqrt().item() for axis in (down, across)]
+    was = [2.87, 1.12]  # of the bar
+    if moves in ("left", "up"):
+        assert middle[("up", "left").index(moves)].item() == pytest.approx(-0.3 * 14, abs=0.1)
+    else:
+        assert all(abs(m) < 0.1 for m in middle)
+    if moves == "turned":
+        assert spread[1] > 1.2 * was[1] and abs((weight * (down - 13.5) * (across - 13.5)).sum()) > 1
+    if moves == "narrower":
+        assert spread[1] < 0.85 * was[1] and spread[0] == pytest.approx(was[0], rel=0.05)
+    if moves == "lower":
+        assert spread[0] < 0.85 * was[0] and spread[1] == pytest.approx(was[1], rel=0.05)
+
+
+def test_quarter_turns_are_characters_and_an_epoch_stays_as_long(small):
+    plain, _ = one_shot.prepare(one_shot.arm("affine maps", 0, **TINY))
+    turned, _ = one_shot.prepare(one_shot.arm("quarter turns", 0, **TINY))
+    C = sum(BACKGROUND.values())
+    assert len(plain.classes) == C and len(turned.classes) == len(set(turned.classes)) == 4 * C
+    assert len(turned.train) == 4 * len(plain.train) and turned.train.labels.unique().tolist() == list(range(4 * C))
+    n = len(plain.train)
+    for k in range(4):
+        assert torch.equal(turned.train.images[k * n : (k + 1) * n].rot90(-k, (2, 3)), plain.train.images)
+        assert torch.equal(turned.train.labels[k * n : (k + 1) * n], plain.train.labels + k * C)
+    orders = [turned.order(torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    assert len(orders[0]) == n and len(set(orders[0].tolist())) == n and orders[0].tolist() != orders[1].tolist()
+
+
+def test_a_trial_reads_no_evaluation_alphabet(small, monkeypatch):
+    monkeypatch.setattr(omniglot, "official", lambda: pytest.fail("a trial reads the official runs"))
+    monkeypatch.setattr(omniglot, "final_metrics", lambda *_: pytest.fail("a trial reads the evaluation alphabets"))
+    run = one_shot.arm("quarter turns", 1000, trial=True, **TINY)
+    model, record = one_shot.execute(run)
+    assert set(record["metrics"]) == {
+        "val_accuracy", "parameters", "recall_at_1", "map_at_r", one_shot.MEASURE, "core_minutes",
+    }  # fmt: skip
+    known = {name.split("/")[0] for name in one_shot.prepare(run)[0].classes}
+    assert known < set(BACKGROUND) and len(model.head.W) == len(one_shot.prepare(run)[0].classes)
+
+
+def test_a_final_run_reads_the_official_runs(small):
+    _, record = one_shot.execute(one_shot.arm("affine maps", 0, **TINY))
+    assert 0 <= record["metrics"]["one_shot_error"] <= 1 and one_shot.MEASURE not in record["metrics"]
+
+
+def test_the_best_arm_on_average_is_run_ten_times_with_its_margin(project, monkeypatch):
+    right = {"a larger network": (0.8, 0.9), "quarter turns": (0.99, 0.7), "twice as long": (0.86, 0.86)}
+    found = {}
+    for run, name in one_shot.trials().items():
+        value = right.get(name, (0.5, 0.5))[one_shot.TRIAL_SEEDS.index(run.seed)]
+        found[run] = fake(run, metrics={one_shot.MEASURE: value})
+    monkeypatch.setattr(type(one_shot.TRIALS), "read", lambda self, full=False: found)
+    assert one_shot.chosen() == "twice as long"
+    final = one_shot.final()
+    counts = {head: sum(name == head for name in final.values()) for head in set(final.values())}
+    assert counts == {"ArcFace": 10, "NormFace": 3, "Softmax": 3, "AdaLoss": 3}
+    assert {run.epochs for run in final} == {40} and not any(run.trial for run in final)
+    assert not {run.seed for run in final} & set(one_shot.TRIAL_SEEDS)
+    assert all(dataclasses.replace(run, seed=0) in final for run in final)
+
+
+def test_no_arm_is_named_twice():
+    arms = [one_shot.arm(name, 0) for name in one_shot.ARMS]
+    assert len(set(arms)) == len(arms)
