@@ -335,5 +335,7 @@ def printed(numbers) -> str:
         text += [f"{n} ({row['source']}) {row['claim']}", f"  {row['test']}: {row['figure'] or 'no figure'}"]
         if row["confounder"]:
             text.append(f"  with a difference in {row['confounder']}: {row['confounded']}")
+        if row["smallest"]:
+            text.append(f"  in reach of its runs: {row['smallest']}")
         text.append(f"  {row['verdict']}{', ' * bool(row['provisional'])}{row['provisional']}")
     return "\n".join(text)

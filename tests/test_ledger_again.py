@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import integrate, optimize, stats
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -251,14 +251,34 @@ def judge(mean, error, df, bound):
     return WORDS[different, bool(bound != "" and abs(mean) + error * stats.t.ppf(0.95, df) < float(bound))]
 
 
+def reach(error, df):
+    """The difference that a t test with this standard error finds in four of five experiments."""
+    if not error > 0:
+        return ""
+    t = stats.t.ppf(0.975, df)
+
+    def lacks(shift):
+        def missed(u):  # the estimated deviation is u times the true one
+            return stats.norm.cdf(t * u - shift) - stats.norm.cdf(-t * u - shift)
+
+        density = stats.chi(df, scale=df**-0.5).pdf
+        return integrate.quad(lambda u: missed(u) * density(u), 0, 6)[0] - 0.2
+
+    return error * optimize.brentq(lacks, 0.5, 50)
+
+
 def decided(d, way, either=False):
-    """Figure and verdict of differences d that are positive as claimed."""
+    """Figure, smallest difference and verdict of differences d that are positive as claimed."""
     if len(d) < 3:
-        return shown(np.mean(d), np.nan, np.nan, way["unit"]), "not decided"
+        return (
+            shown(np.mean(d), np.nan, np.nan, way["unit"]),
+            reach(stats.sem(d), 1) if len(d) > 1 else "",
+            "not decided",
+        )
     half, mean = stats.sem(d) * stats.t.ppf(0.975, len(d) - 1), np.mean(d)
     verdict = judge(mean, stats.sem(d), len(d) - 1, way["bound"])
     verdict = verdict.replace("opposite", "as claimed") if either else verdict
-    return shown(mean, mean - half, mean + half, way["unit"]), verdict
+    return shown(mean, mean - half, mean + half, way["unit"]), reach(stats.sem(d), len(d) - 1), verdict
 
 
 def gaps(way, plan):
@@ -271,34 +291,33 @@ def gaps(way, plan):
 
 
 def answer(way, kind):
-    """Figure, verdict, and whether the runs are too short."""
+    """Figure, smallest difference, verdict, and whether the runs are too short."""
     if kind in ("effect", "influence"):
         d, stalls, reduced = gaps(way, way["plans"])
         kept = d[[s not in stalls[0] | stalls[1] for s in d.index]]
         if len(d) - len(kept) > len(d) / 10:
             names = (re.split("[:,]", way[key])[0] for key in "ab")
             text = ", ".join(f"{name} {len(part)} of {len(d)}" for name, part in zip(names, stalls, strict=True))
-            return rest(kept, way["unit"]), f"stalled: {text}", False
+            return rest(kept, way["unit"]), "", f"stalled: {text}", False
         if way["plans"].startswith("margins"):
             kept = kept.groupby(level=1).mean()
         return *decided(kept.to_numpy(), way, kind == "influence"), reduced
     if kind == "harder":
         (easy, *of_easy), (hard, *of_hard) = (gaps(way, plan) for plan in way["plans"].split())
-        assert not any(map(len, (*of_easy[0], *of_hard[0]))), "stalled runs: this file does not know that case"
+        counts = [len(set.union(*of[0])) for of in (of_easy, of_hard)]
+        if sum(counts) > (len(easy) + len(hard)) / 10:
+            return "", "", f"stalled: {counts[0]} of {len(easy)} pairs and {counts[1]} of {len(hard)}", False
+        easy, hard = (d.drop(set.union(*of[0])) for d, of in ((easy, of_easy), (hard, of_hard)))
         test = stats.ttest_ind(hard, easy, equal_var=False)
         mean = hard.mean() - easy.mean()
-        low, high = test.confidence_interval()
-        return (
-            shown(mean, low, high, way["unit"]),
-            judge(mean, mean / test.statistic, test.df, way["bound"]),
-            of_easy[1] or of_hard[1],
-        )
+        figure, error = shown(mean, *test.confidence_interval(), way["unit"]), mean / test.statistic
+        return figure, reach(error, test.df), judge(mean, error, test.df, way["bound"]), of_easy[1] or of_hard[1]
     found = runs(way["plans"], way["a"])
     values = pd.Series({s: measure(r, way["metric"]) for s, r in found.items()}) * way["factor"]
     stalls, reduced = bad(way["plans"], way["a"], way), short(way["plans"], found, way["metric"])
     kept = values[[s not in stalls for s in values.index]]
     if len(stalls) > len(values) / 10:
-        return rest(kept, way["unit"]) * (kind == "value"), f"stalled: {len(stalls)} of {len(values)}", False
+        return rest(kept, way["unit"]) * (kind == "value"), "", f"stalled: {len(stalls)} of {len(values)}", False
     if kind == "presence":
         return *decided(kept.to_numpy(), way), reduced
     half = stats.t.ppf(0.975, len(kept) - 1) * kept.std() * math.sqrt(1 + 1 / len(kept))
@@ -310,11 +329,11 @@ def answer(way, kind):
     verdict = (
         "not testable here" if reduced or len(inside) > 1 else "as claimed" if True in inside else "not as claimed"
     )
-    return shown(kept.mean(), kept.mean() - half, kept.mean() + half, way["unit"]), verdict, reduced
+    return shown(kept.mean(), kept.mean() - half, kept.mean() + half, way["unit"]), half, verdict, reduced
 
 
 def recompute(number):
-    """(figure, size with its confounder, verdict) of a row."""
+    """(figure, size with its confounder, smallest difference, verdict) of a row."""
     row = TYPED.loc[number]
     cells = {key: row[key].split(" | ") for key in ("plans", "a", "b", "metric", "confounder")}
     factor = 100 if row["unit"] in ("%", "points") else 1
@@ -328,30 +347,33 @@ def recompute(number):
             clean = clean or answer(way, row["kind"])
         else:
             confounded = confounded or answer(way, row["kind"])
-    size = ""
+    size, used = "", clean or confounded
     if confounded:
-        size = "; ".join(filter(None, [confounded[1] * ("stalled" in confounded[1]), confounded[0]]))
-    if confounded and (not clean or clean[2]):
-        return clean[0] if clean else "", size, "confounded"
-    verdict = "not testable here" if clean[2] and row["kind"] != "value" else clean[1]
-    return clean[0], size, verdict
+        size = "; ".join(filter(None, [confounded[2] * ("stalled" in confounded[2]), confounded[0]]))
+    verdict = "not testable here" if used[3] and row["kind"] != "value" else used[2]
+    if confounded and (not clean or clean[3]):
+        verdict = "confounded"
+    smallest = used[1] if used[1] == "" or math.isnan(used[1]) else f"{used[1]:.{digits(row['unit'])}f}"
+    return clean[0] if clean else "", size, smallest, verdict
 
 
 # ---------------------------------------------------------------- the tests
 
 
 def printed(*numbers):
-    """What the rows' command prints: by number, figure, size with the confounder, verdict."""
+    """What the rows' command prints: by number, figure, size with the confounder, smallest difference, verdict."""
     env = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RETRAIN")}
     command = [sys.executable, "-m", "studies", "claims", *map(str, numbers)]
     text = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
     rows = {}
     for part in re.split(r"(?m)^(?=\d+ \()", text)[1:]:
-        lines = part.strip().splitlines()
-        figure, confounded = lines[1].rpartition(": ")[2], ""
-        if lines[2].startswith("  with a difference in "):
-            confounded = lines[2].partition(": ")[2]
-        rows[int(lines[0].split(" ")[0])] = figure, confounded, lines[-1].strip().removesuffix(", provisional")
+        first, figure, *more, verdict = part.strip().splitlines()
+        size, smallest = (
+            next((line.partition(": ")[2] for line in more if line.startswith(start)), "")
+            for start in ("  with a difference in ", "  in reach of its runs")
+        )
+        verdict = verdict.strip().removesuffix(", provisional")
+        rows[int(first.split(" ")[0])] = figure.rpartition(": ")[2], size, smallest, verdict
     return rows
 
 
@@ -364,9 +386,9 @@ def same(mine, theirs):
 
 
 def test_a_random_sample_of_rows_comes_out_again():
-    chosen = random.sample(list(RECOMPUTED), SAMPLE)
-    for number, (figure, confounded, verdict) in printed(*chosen).items():
+    for number, (figure, size, smallest, verdict) in printed(*random.sample(list(RECOMPUTED), SAMPLE)).items():
         mine = recompute(number)
         assert same(mine[0] or "no figure", figure), (number, mine, figure)
-        assert same(mine[1], confounded), (number, mine, confounded)
-        assert mine[2] == verdict, (number, mine, verdict)
+        assert same(mine[1], size), (number, mine, size)
+        assert same(mine[2], smallest), (number, mine, smallest)
+        assert mine[3] == verdict, (number, mine, verdict)
