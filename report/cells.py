@@ -173,21 +173,23 @@ def terminal(text: str) -> str:
     return ansi.terminal(text)[0]
 
 
-def _printed(add, text: str, language: str) -> None:
+def _printed(add, text: str, language: str, complain) -> None:
     """What a cell prints, with its colours."""
+    if ansi.PICTURE.search(text):
+        complain("a picture that a terminal draws is not shown: display it as an image")
     shown, styles = ansi.terminal(text)
     add("code", shown.rstrip("\n"), language=language, **({"styles": ansi.typst(styles)} if styles else {}))
 
 
 def _output(output, add, markdown, pictures, complain, strict) -> None:
     if output.output_type == "stream":
-        _printed(add, output["text"], "stderr" if output["name"] == "stderr" else "output")
+        _printed(add, output["text"], "stderr" if output["name"] == "stderr" else "output", complain)
         return
     if output.output_type == "error":
         if strict:
             complain("its output is an error: mend it and execute the notebook")
         trace = "\n".join(output.get("traceback") or [f"{output.get('ename')}: {output.get('evalue')}"])
-        _printed(add, trace, "stderr")
+        _printed(add, trace, "stderr", complain)
         return
     data = {
         kind: "".join(text) if isinstance(text, list) and not kind.endswith("json") else text
@@ -237,7 +239,7 @@ def _output(output, add, markdown, pictures, complain, strict) -> None:
     elif "application/json" in data:
         add("code", json.dumps(data["application/json"], indent=2, ensure_ascii=False), language="json")
     elif "text/plain" in data:
-        _printed(add, data["text/plain"], "output")
+        _printed(add, data["text/plain"], "output", complain)
     elif "text/latex" in data:
         complain("an output of text/latex is no formula and is shown as its source")
         add("code", data["text/latex"], language="")

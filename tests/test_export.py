@@ -187,6 +187,9 @@ INPUTS = {
     "error": (shown(new_output("error", ename="E", evalue="v", traceback=["\x1b[31mTraceback\x1b[0m", "E: v"])), "Traceback E: v", ""),
     "colours": (shown(stream("\x1b[31mred\x1b[0m text\n")), ["red text", "-31m"], ""),
     "progress": (shown(stream("10%\r20%\r"), stream("100%\n")), ["100%", "-10%|20%"], ""),
+    "bars within bars": (shown(stream("outer: 0%\n"), stream("\rinner: 9%\x1b[A\router: 9%\n\r          \x1b[A\router: 99%\n", "stdout")), ["outer: 99%", "-inner|outer: 9%|\\[A"], ""),
+    "a link in what is printed": (shown(stream("see \x1b]8;;https://x.org\x07there\x1b]8;;\x07.")), ["see there\\.", "-8;;"], ""),
+    "a terminal's picture": (shown(stream("\x1b]1337;File=inline=1:AAAA\x07drawn")), ["drawn", "-1337"], "a picture that a terminal draws is not shown"),
     "stderr": (shown(stream("warned\n", "stderr")), "warned", ""),
     "a long line": (shown(stream("7" * 300)), "(7\\s?){300}", ""),
     # cells
@@ -459,7 +462,11 @@ SHOWN = {  # what is printed, and its styled letters
     "over lines": ("\x1b[31ma\nb\x1b[0m", [("a", {"ink": RED}), ("b", {"ink": RED})]),
     "written again": ("\x1b[31m10%\r\x1b[32m99", [("99", {"ink": GREEN}), ("%", {"ink": RED})]),
     "an unknown code": ("\x1b[38;7mx\x1b[999my\x1b[2Kz", []),
-    "a link": ("\x1b]8;;https://x.org\x1b\\\x1b[31mlink\x1b[0m\x1b]8;;\x1b\\", [("link", {"ink": RED})]),
+    "a link": ("\x1b]8;;https://x.org\x1b\\\x1b[31mlink\x1b[0m\x1b]8;;\x1b\\", [("link", {"ink": RED, "link": "https://x.org"})]),
+    "a line that waves": ("\x1b[4:3mx\x1b[58:2::1:2:3my\x1b[4:0mz", [("xy", {"underline": True})]),
+    "blinking": ("\x1b[5mx\x1b[25m", [("x", {"bold": True})]),
+    "of one kind of terminal": ("\x1b[>4;2mx\x1b[?25l", []),
+    "above": ("\x1b[31ma\nb\x1b[A\x1b[32mc", [("a", {"ink": RED}), ("c", {"ink": GREEN}), ("b", {"ink": RED})]),
     "cut": ("x\x1b[3", []),
 }  # fmt: skip
 
@@ -498,9 +505,36 @@ def test_colours_are_on_the_page():
         assert any(np.allclose([float(one) for one in rgb], parts, atol=0.003) for rgb in found), colour
 
 
+SCREENS = {  # what is printed, and what a terminal shows in the end
+    "outer 0%\n inner 0%\r inner 9%\x1b[A\r": "outer 0%\n inner 9%",
+    "outer: 0%\n\rinner: 9%\x1b[A\router: 9%\n\r         \x1b[A\rdone.\x1b[K": "done.\n",
+    "a\nb\nc\x1b[2A\x1b[1GX\n": "X\nb\nc",
+    "a\x1b[3Cb\x1b[2Dc": "a  cb",
+    "a\nb\x1b[1Ec\x1b[2Fd": "d\nb\nc",
+    "one\ntwo\x1b[1;1Hfirst\x1b[2;4Hxx": "first\ntwoxx",
+    "gone\ngone\x1b[2J\x1b[Hnew": "new\n",
+    "old\x1bcnew\nold\x1b[J": "new\nold",
+    "a\nb\nc\x1b[2A\x1b[J": "a\n\n",
+    "abc\x1b[1G\x1b[2Pd\x1b[1Xe": "de",
+    "abc\x1b[2G\x1b[@x": "axbc",
+    "a\nb\x1b[Lc\nd\x1b[Me": "a\n c\n e",
+    "\x1b7ab\x1b8c\x1b[sd\x1b[ue": "ce",
+    "\x1b(0lqk\x1b(B end\x1b(B\x1b[m": "┌─┐ end",
+    "a\r\nb\r\r\nc\tx": "a\nb\nc\tx",
+    "\x1b[99999999Ax\x1b[0Ky": "xy",
+}
+
+
+def test_no_cursor_leaves_the_page():
+    shown = cells.terminal("\x1b[999999999Bx\x1b[999999999Cy\x1b[999999999;999999999Hz")
+    assert len(shown) < 5000
+
+
 def test_terminal():
     assert cells.terminal("100%\r 9%\nab\bc\x1b]0;t\x07!\r\n") == " 9%%\nac!\n"
     assert cells.terminal("\x1b[1;31mred\x1b[0m") == "red"
+    for printed, screen in SCREENS.items():
+        assert cells.terminal(printed) == screen, printed
     assert cells.terminal("long word\r\x1b[Kdone\nab\x1b[2K\rc\nab\x1b[1Kc\n") == "done\nc\n  c\n"
 
 
