@@ -22,8 +22,11 @@ SYMBOLS = _names("symbols.txt")
 COLOURS = ""  # what no macro is called: where the colours are that formulas define
 SEEN = _names("commands.txt")  # what these do was looked at on a page
 SIGNS = {"\\" + sign for sign in "{},:%#_$\\ "}
-ENVIRONMENTS = {"cases", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "aligned", "gathered", "split"}
-DISPLAYS = {"equation": "", "align": "aligned", "gather": "gathered", "eqnarray": "aligned", "multline": "gathered"}
+ENVIRONMENTS = {"Vmatrix", "cases", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "aligned", "gathered", "split"}
+DISPLAYS = {
+    "equation": "", "align": "aligned", "flalign": "aligned", "alignat": "alignedat", "gather": "gathered",
+    "eqnarray": "split", "multline": "gathered", "subequations": "",
+}  # fmt: skip
 
 
 def remove(text: str) -> tuple[str, list[str]]:
@@ -194,6 +197,8 @@ def _check(text: str, display: bool, source: str) -> None:
     for name in re.findall(r"\\begin\{(.*?)\}", text):
         if name not in ENVIRONMENTS:
             raise ValueError(f"the environment {name} is not known to convert right in {where}")
+    if "{vmatrix}" in text and "{Vmatrix}" in text:
+        raise ValueError(f"vmatrix and Vmatrix are not told apart in {where}")
     if re.search(r"\\(left|right)\s*\.", text):
         raise ValueError(f"\\left. and \\right. convert wrongly in {where}")
     if r"\\" in text and r"\begin" not in text and r"\substack" not in text:

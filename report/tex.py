@@ -17,6 +17,7 @@ CLASSES = {"mathrel": "relation", "mathbin": "binary", "mathord": "normal", "mat
 BOXES = {"phantom": "all", "hphantom": "wide", "vphantom": "high"}
 # the same in other words, or a mere matter of space
 SAME = {
+    "hfill": r"\quad ", "dotsi": r"\cdots ", "dotsm": r"\cdots ", "dotso": r"\ldots ",
     "cfrac": r"\dfrac", "tbinom": r"\binom", "dbinom": r"\binom", "enspace": r"\ ", "thinspace": r"\,", "lbrack": "[",
     "rbrack": "]", "nonumber": "", "mathstrut": "", "strut": "", "allowbreak": "", "nobreak": "", "smash": "",
     "negthinspace": "", "displaylimits": "", "operatornamewithlimits": r"\operatorname*", "space": r"\ ",
@@ -161,26 +162,33 @@ def _environments(text: str) -> str:
         lines, end = group(text, found.end()) or ("", 0)
         if end:
             text = text[: found.start()] + _matrix("ruled", "c", lines) + text[end:]
-    for name in ("array", "smallmatrix", "aligned", "cases", "rcases"):
+    text = re.sub(r"\\(begin|end)\{(\w?matrix|smallmatrix)\*\}(?:\s*\[\w\])?", r"\\\1{\2}", text)
+    text = re.sub(r"\\begin\{alignedat\}\s*\{\d+\}", r"\\begin{split}", text.replace(r"\end{alignedat}", r"\end{split}"))
+    for name in ("array", "smallmatrix", "aligned", "split", "gathered", "cases", "rcases"):
         for found in reversed([*re.finditer(rf"\\begin\{{{name}\}}", text)]):
             end = text.find(rf"\end{{{name}}}", found.end())
             if end < 0:
                 continue
-            made = _environment(name, text[found.end() : end])
-            text = text[: found.start()] + made + text[end + len(name) + 6 :]
+            before, after = text[: found.start()], text[end + len(name) + 6 :]
+            alone = not (before + after).strip()
+            text = before + _environment(name, text[found.end() : end], alone) + after
     return text
 
 
-def _environment(name: str, body: str) -> str:
+def _environment(name: str, body: str, alone: bool) -> str:
     whole = rf"\begin{{{name}}}{body}\end{{{name}}}"
     if name == "smallmatrix":
         return _matrix("small", "", body)
+    rows = [parted(row, "&") for row in parted(body, r"\\\\")]
     if name == "aligned":  # pairs of columns stand apart
-        rows = [parted(row, "&") for row in parted(body, r"\\\\")]
-        pairs = r"\\".join(r"&\qquad ".join("&".join(row[i : i + 2]) for i in range(0, len(row), 2)) for row in rows)
-        return rf"\begin{{aligned}}{pairs}\end{{aligned}}"
+        body = r"\\".join(r"&\qquad ".join("&".join(row[i : i + 2]) for i in range(0, len(row), 2)) for row in rows)
+    if name in ("aligned", "split", "gathered"):  # within a formula its lines must not be those of all
+        count = max(map(len, rows))
+        columns = "c" * count if name == "gathered" else "rl" * (count // 2) + "r" * (count % 2)
+        return rf"\begin{{{name}}}{body}\end{{{name}}}" if alone else _matrix("lined", columns, body)
+    if name.endswith("cases") and max(map(len, rows)) < 2:
+        return one("half", _matrix("ruled", "l", body), "r125" if name == "rcases" else "l123")
     if name.endswith("cases"):
-        rows = [parted(row, "&") for row in parted(body, r"\\\\")]
         spaced = r"\\".join(r"&\quad ".join(row[:2]) if len(row) < 3 else "&".join(row) for row in rows)
         if name == "cases":
             return rf"\begin{{cases}}{spaced}\end{{cases}}"
@@ -192,20 +200,20 @@ def _environment(name: str, body: str) -> str:
     columns, body = re.sub(r"\s|@\{\s*\}", "", columns), body[found.end() :]
     if not re.fullmatch(r"[lcr|]+", columns):
         return whole
-    rows, rules = [], ""
+    lines, rules = [], ""
     for row in parted(body, r"\\\\"):
         row = re.sub(r"^\s*\[[\d.\s\w]*\]", "", row)
         while rule := re.match(r"\s*\\hline(?![A-Za-z])", row):
-            rules += f"h{len(rows)}"
+            rules += f"h{len(lines)}"
             row = row[rule.end() :]
-        rows.append(row)
-    if not rows[-1].strip():
-        rows.pop()
+        lines.append(row)
+    if not lines[-1].strip():
+        lines.pop()
     rules += "".join(f"v{len(re.sub('[|]', '', columns[:at]))}" for at, sign in enumerate(columns) if sign == "|")
     columns = columns.replace("|", "")
     if not rules and not columns.strip("c"):
         return whole  # which is a matrix
-    return _matrix("ruled", columns + rules, r"\\".join(rows))
+    return _matrix("ruled", columns + rules, r"\\".join(lines))
 
 
 def _matrix(name: str, option: str, body: str) -> str:

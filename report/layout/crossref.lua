@@ -312,8 +312,10 @@ end
 -- pandoc draws a bar of one stroke as one of two; a mark stands in a matrix without brackets (report/formulas.py); in the report every formula has an alternative text
 local function formula(math)
   local bar, bare = math.text:find("{vmatrix}", 1, true), math.text:find("\u{e010}", 1, true) or math.text:find("\u{e011}", 1, true)
-  if not bar and not bare and not strict then return nil end
+  local double = math.text:find("{Vmatrix}", 1, true)
+  if not bar and not double and not bare and not strict then return nil end
   local code = pandoc.write(pandoc.Pandoc { pandoc.Plain { math } }, "typst"):gsub("%s+$", "")
+  if double then code = code:gsub('delim: "||"', 'delim: "\u{2016}"') end
   if bar then code = code:gsub('delim: "||"', 'delim: "|"') end
   code = code:gsub('delim: "%(", "\u{e010}" ?', "delim: #none, "):gsub('vec%("\u{e010}" ?,? ?', "vec(delim: #none, ")
   code = carried(code)
