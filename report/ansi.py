@@ -63,7 +63,9 @@ class Screen:
             elif charset and found[0][1] == "(":
                 self.lines = charset == "0"
             elif single:
-                self._move({"7": "s", "8": "u", "M": "A", "D": "B", "E": "E", "c": "J"}.get(single, ""), [2 * (single == "c")])
+                self._move(
+                    {"7": "s", "8": "u", "M": "A", "D": "B", "E": "E", "c": "J"}.get(single, ""), [2 * (single == "c")]
+                )
         self._write(text[at:])
 
     def _write(self, text: str) -> None:

@@ -97,7 +97,9 @@ def formula(source: str, macros: dict) -> dict:
         text = tex.replaced(text, "tag", 1, lambda _, tag: rf"\qquad\text{{({tag})}}")
         text = tex.replaced(text, "tag*", 1, lambda _, tag: rf"\qquad\text{{{tag}}}")
     tag = re.search(r"\\tag(\*?)\s*\{(.*?)\}", text)
-    text = re.sub(r"\\tag\*?\s*\{.*?\}|\\label\s*\{.*?\}|\\no(?:number|tag)\b|\\(?:display|text|script)style\b", "", text)
+    text = re.sub(
+        r"\\tag\*?\s*\{.*?\}|\\label\s*\{.*?\}|\\no(?:number|tag)\b|\\(?:display|text|script)style\b", "", text
+    )
     text = text.strip()
     outer = re.fullmatch(r"\\begin\{(\w+)(\*?)\}(.*)\\end\{\1\2\}", text, re.S)
     if outer and outer[1] in DISPLAYS and display:

@@ -10,7 +10,24 @@ from report import ansi, styles
 
 # pandoc keeps the style of a span, a block and the parts of a table; of others it has to be around or within
 KEPT = {"span", "div", "table", "thead", "tbody", "tfoot", "tr", "td", "th", "img", "svg", "col", "colgroup"}
-WITHIN = {"a", "p", "li", "dt", "dd", "summary", "caption", "figcaption", "h1", "h2", "h3", "h4", "h5", "h6", "html", "body"}
+WITHIN = {
+    "a",
+    "p",
+    "li",
+    "dt",
+    "dd",
+    "summary",
+    "caption",
+    "figcaption",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "html",
+    "body",
+}
 BLOCKS = {"ul", "ol", "dl", "blockquote", "pre", "section", "article", "header", "footer", "main", "nav", "aside",
           "center", "details", "figure", "address"}  # fmt: skip
 NO_MATH = {"script", "noscript", "style", "textarea", "pre", "code", "svg", "math", "annotation"}
@@ -140,7 +157,11 @@ def _rules(soup: BeautifulSoup):
 def _weight(selector: str) -> tuple[int, int, int]:
     """How special a selector is: by its names, its classes, its elements."""
     bare = re.sub(r"\[.*?\]", ".x", selector)
-    return len(re.findall("#", bare)), len(re.findall(r"\.|(?<!:):(?!:)", bare)), len(re.findall(r"(?<![.#:\w-])[a-z]\w*", bare))
+    return (
+        len(re.findall("#", bare)),
+        len(re.findall(r"\.|(?<!:):(?!:)", bare)),
+        len(re.findall(r"(?<![.#:\w-])[a-z]\w*", bare)),
+    )
 
 
 def _enclose(soup: BeautifulSoup) -> None:
@@ -154,7 +175,9 @@ def _enclose(soup: BeautifulSoup) -> None:
         elif element.name == "pre":
             _printed(element)
         elif element.name in ("td", "th", "div") and styles.lines(found):
-            _within(soup, element, "text-decoration: " + found.get("text-decoration", found.get("text-decoration-line", "")))
+            _within(
+                soup, element, "text-decoration: " + found.get("text-decoration", found.get("text-decoration-line", ""))
+            )
         elif element.name not in KEPT and (styles.arguments(found) or styles.borders(found)):
             if element.name in WITHIN:
                 _within(soup, element, style)
@@ -196,7 +219,9 @@ def _terminal(element, style: ansi.Style) -> ansi.Style:
     drawn = styles.letters(said)
     ink, paper = styles.colour(said.get("color", ""))[:7], re.search("#[0-9a-f]{6}", styles.ground(said))
     style = style._replace(ink=ink or style.ink, paper=paper[0] if paper else style.paper)
-    style = style._replace(bold=style.bold or element.name in ("b", "strong"), italic=style.italic or element.name in ("i", "em"))
+    style = style._replace(
+        bold=style.bold or element.name in ("b", "strong"), italic=style.italic or element.name in ("i", "em")
+    )
     if "weight" in drawn:
         style = style._replace(bold="bold" in drawn["weight"])
     if "style" in drawn:

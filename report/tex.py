@@ -21,9 +21,9 @@ SAME = {
     "cfrac": r"\dfrac", "tbinom": r"\binom", "dbinom": r"\binom", "enspace": r"\ ", "thinspace": r"\,", "lbrack": "[",
     "rbrack": "]", "nonumber": "", "mathstrut": "", "strut": "", "allowbreak": "", "nobreak": "", "smash": "",
     "negthinspace": "", "displaylimits": "", "operatornamewithlimits": r"\operatorname*", "space": r"\ ",
-    "medspace": r"\:", "thickspace": r"\ ", "stackrel": r"\overset", "lq": "‘", "rq": "’",
+    "medspace": r"\:", "thickspace": r"\ ", "stackrel": r"\overset",
 }  # fmt: skip
-# which MathJax has, in JupyterLab's set of packages: number of arguments, the value of the first if it is optional, body
+# which MathJax has in JupyterLab: number of arguments, the value of the first if it may be left out, body
 MACROS: dict[str, tuple[int, str | None, str]] = {
     "bra": (1, None, r"\langle #1 \rvert"), "ket": (1, None, r"\lvert #1 \rangle"),
     "Bra": (1, None, r"\left\langle #1 \right|"), "Ket": (1, None, r"\left| #1 \right\rangle"),
@@ -124,7 +124,9 @@ def rewritten(text: str, colours: dict[str, str]) -> str:
     for name in ("underset", "overset"):
         text = replaced(text, name, 2, lambda _, a, b, name=name: two(name, a, b))
     for name, sign in ARROWS.items():
-        text = replaced(text, name, 1, lambda a, b, sign=sign: two("arrowed", a or "", b, str(ord(sign))), optional=True)
+        text = replaced(
+            text, name, 1, lambda a, b, sign=sign: two("arrowed", a or "", b, str(ord(sign))), optional=True
+        )
     for name, kind in CLASSES.items():
         text = replaced(text, name, 1, lambda _, a, kind=kind: one("classed", a, kind))
     for name, kind in BOXES.items():
@@ -157,13 +159,17 @@ def _fractions(text: str) -> str:
 
 def _environments(text: str) -> str:
     """text with what pandoc takes for lines of a text as matrices, and the gap behind the first column of cases."""
-    text = re.sub(r"\\begin\{d(r?)cases\}", r"\\begin{\1cases}", re.sub(r"\\end\{d(r?)cases\}", r"\\end{\1cases}", text))
+    text = re.sub(
+        r"\\begin\{d(r?)cases\}", r"\\begin{\1cases}", re.sub(r"\\end\{d(r?)cases\}", r"\\end{\1cases}", text)
+    )
     for found in reversed([*re.finditer(r"(?<!_\{)\\substack(?=\s*\{)", text)]):
         lines, end = group(text, found.end()) or ("", 0)
         if end:
             text = text[: found.start()] + _matrix("ruled", "c", lines) + text[end:]
     text = re.sub(r"\\(begin|end)\{(\w?matrix|smallmatrix)\*\}(?:\s*\[\w\])?", r"\\\1{\2}", text)
-    text = re.sub(r"\\begin\{alignedat\}\s*\{\d+\}", r"\\begin{split}", text.replace(r"\end{alignedat}", r"\end{split}"))
+    text = re.sub(
+        r"\\begin\{alignedat\}\s*\{\d+\}", r"\\begin{split}", text.replace(r"\end{alignedat}", r"\end{split}")
+    )
     for name in ("array", "smallmatrix", "aligned", "split", "gathered", "cases", "rcases"):
         for found in reversed([*re.finditer(rf"\\begin\{{{name}\}}", text)]):
             end = text.find(rf"\end{{{name}}}", found.end())

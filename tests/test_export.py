@@ -505,7 +505,7 @@ CARRIED = {  # TeX, and what is drawn of it by typst and layout/report.typ
     "f = \\begin{aligned} a &= b\\\\ &= c\\end{aligned}": 'f = lined(option: #"rl", a, = b; #none, = c)',
     "\\begin{pmatrix*}[r] 1 & 2\\end{pmatrix*}\\begin{Vmatrix} a & b\\end{Vmatrix}": 'mat(delim: "(", 1, 2) mat(delim: "‖", a, b)',
     "\\begin{smallmatrix} a & b\\end{smallmatrix}": "small(a, b)",
-    "\\begin{aligned} a &= b & c &= d\\end{aligned}": "a & = b & quad quad c & = d",
+    "\\begin{aligned} a &= b & c &= d\\end{aligned}": "a & = b & #h(2em) c & = d",
     "\\phantom{x}\\hphantom{y}": 'unseen(option: #"all", x) unseen(option: #"wide", y)',
     "a \\mathrel{R} b": 'a classed(option: #"relation", R) b',
     "{a \\over b + c} d": "frac(a, b + c) d",
@@ -578,6 +578,7 @@ COLOURED = {  # what is shown, and colours that are drawn then
 
 def drawn(page):
     """The colours of a page, with those of its gradients, as #rrggbb."""
+
     def code(rgb):
         return "".join(f"{round(255 * float(one)):02x}" for one in rgb)
 
