@@ -112,6 +112,8 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
 
 
 def _html(text: str, macros: dict, complain) -> dict:
+    if re.search(r"background[\w-]*\s*:[^;{}>]*\burl\(", text):
+        complain("a picture behind the text of an output is not shown: display it as an image")
     text, sources = markup.prepared(text)
     return {"kind": "html", "text": text, "math": _math(sources, macros, complain)}
 

@@ -156,7 +156,11 @@ def _define(text: str, macros: dict) -> str:
     )
     while found := re.search(form, text):
         kind, star, name, count, default, numbers = found.groups()
-        body, end = tex.group(text, found.end()) or ("", len(text))
+        body, end = tex.group(text, found.end()) or ("", 0)
+        if not end or (kind == "def" and text[found.end()] != "{"):  # parameters with signs between them, or no body
+            raise ValueError(
+                f"a definition of \\{name} that is not known to be read right: {' '.join(text.split())[:80]}"
+            )
         if kind == "DeclareMathOperator":
             body = rf"\operatorname{star}{{{body}}}"
         elif kind == "DeclarePairedDelimiter":

@@ -51,7 +51,8 @@ def prepared(html: str) -> tuple[str, list[str]]:
 
 
 def has_styles(text: str) -> bool:
-    return bool(re.search(r"<style|style\s*=|<(font|big|progress|meter|input)\b|bgcolor|\bhidden\b", text, re.I))
+    said = r"<style|style\s*=|<(font|big|small|progress|meter|input|title|template)\b|</br|bgcolor|\bhidden\b"
+    return bool(re.search(said, text, re.I))
 
 
 def styled(html: str) -> str:
@@ -62,8 +63,8 @@ def styled(html: str) -> str:
 
 
 def _read(html: str) -> BeautifulSoup:
-    # within an element no paragraph is put around what stands at the beginning
-    return BeautifulSoup(f"<div>{html}</div>", "lxml")
+    # within an element no paragraph is put around what stands at the beginning; </br> is to browsers what <br> is
+    return BeautifulSoup(f"<div>{re.sub('</br *>', '<br>', html, flags=re.I)}</div>", "lxml")
 
 
 def _written(soup: BeautifulSoup) -> str:
@@ -81,7 +82,9 @@ def _style(soup: BeautifulSoup) -> None:
 
 
 def _drawn(soup: BeautifulSoup) -> None:
-    """Bars of progress as what crossref.lua draws, boxes to tick as signs."""
+    """Bars of progress as what crossref.lua draws, boxes to tick as signs; without what no page shows."""
+    for element in soup.find_all(["title", "template"]):
+        element.decompose()
     for bar in soup.find_all(["progress", "meter"]):
         low, high = _number(bar.get("min"), 0), _number(bar.get("max"), 1)
         value = _number(bar.get("value"), 0 if bar.name == "meter" else None)
