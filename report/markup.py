@@ -11,23 +11,8 @@ from report import ansi, styles
 # pandoc keeps the style of a span, a block and the parts of a table; of others it has to be around or within
 KEPT = {"span", "div", "table", "thead", "tbody", "tfoot", "tr", "td", "th", "img", "svg", "col", "colgroup"}
 WITHIN = {
-    "a",
-    "p",
-    "li",
-    "dt",
-    "dd",
-    "summary",
-    "caption",
-    "figcaption",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "html",
-    "body",
-}
+    "a", "p", "li", "dt", "dd", "summary", "caption", "figcaption", "h1", "h2", "h3", "h4", "h5", "h6", "html", "body",
+}  # fmt: skip
 BLOCKS = {"ul", "ol", "dl", "blockquote", "pre", "section", "article", "header", "footer", "main", "nav", "aside",
           "center", "details", "figure", "address"}  # fmt: skip
 NO_MATH = {"script", "noscript", "style", "textarea", "pre", "code", "svg", "math", "annotation"}
@@ -51,7 +36,7 @@ def prepared(html: str) -> tuple[str, list[str]]:
 
 
 def has_styles(text: str) -> bool:
-    said = r"<style|style\s*=|<(font|big|small|progress|meter|input|title|template)\b|</br|bgcolor|\bhidden\b"
+    said = r"<style|style\s*=|<(font|big|small|progress|meter|input|title|template|pre)\b|</br|bgcolor|\bhidden\b"
     return bool(re.search(said, text, re.I))
 
 
@@ -89,7 +74,7 @@ def _drawn(soup: BeautifulSoup) -> None:
         low, high = _number(bar.get("min"), 0), _number(bar.get("max"), 1)
         value = _number(bar.get("value"), 0 if bar.name == "meter" else None)
         part = "" if value is None or high <= low else f"{min(1, max(0, (value - low) / (high - low))):.4f}"
-        bar.replace_with(soup.new_tag("span", attrs={"class": "bar", "data-part": part}))
+        bar.replace_with(soup.new_tag("span", attrs={"class": "drawn-bar", "data-part": part}))
     for box in soup.find_all("input", type=("checkbox", "radio")):
         on, off = "☒☐" if box["type"] == "checkbox" else "◉○"
         box.replace_with(on if box.has_attr("checked") else off)
@@ -176,7 +161,7 @@ def _enclose(soup: BeautifulSoup) -> None:
         if styles.hidden(found):
             element.decompose()
         elif element.name == "pre":
-            _printed(element)
+            continue  # as is done with all of them, below
         elif element.name in ("td", "th", "div") and styles.lines(found):
             _within(
                 soup, element, "text-decoration: " + found.get("text-decoration", found.get("text-decoration-line", ""))
@@ -188,8 +173,7 @@ def _enclose(soup: BeautifulSoup) -> None:
                 element.wrap(soup.new_tag("div" if element.name in BLOCKS else "span", attrs={"style": style}))
             del element["style"]
     for element in soup.find_all("pre"):
-        if element.find(style=True):
-            _printed(element)
+        _printed(element)
 
 
 def _within(soup: BeautifulSoup, element, style: str) -> None:
@@ -213,7 +197,7 @@ def _printed(element) -> None:
             column += len(piece)
         shown += str(text)
     if spans:
-        element["data-styles"] = ansi.typst(spans)
+        element["data-terminal-colours"] = ansi.typst(spans)
         element.string = shown
 
 
@@ -229,6 +213,8 @@ def _terminal(element, style: ansi.Style) -> ansi.Style:
         style = style._replace(bold="bold" in drawn["weight"])
     if "style" in drawn:
         style = style._replace(italic="normal" not in drawn["style"])
+    if str(element.get("href")).startswith("http"):
+        style = style._replace(link=element["href"])
     lines = styles.lines(said)
     underline = style.underline or element.name == "u" or "underlined" in lines
     return style._replace(underline=underline, strike=style.strike or "struck" in lines)

@@ -293,7 +293,7 @@ def _walk(node, cell=0):
         for one in node:
             yield from _walk(one, cell)
     elif isinstance(node, dict):
-        if node.get("t") == "Div" and "part" in node["c"][0][1]:
+        if node.get("t") == "Div" and "part" in node["c"][0][1] and "section" in dict(node["c"][0][2]):
             cell = int(dict(node["c"][0][2])["cell"])
         if "t" in node:
             yield node, cell

@@ -213,7 +213,7 @@ local function listing(block)
   if language:find("[^%w_-]") then
     block.classes = { LANGUAGES[language:match("^%a[+#]+")] or language:match("^[%w_-]+") }
   end
-  local caption, styles = block.attributes.caption, block.attributes.styles
+  local caption, styles = block.attributes.caption, block.attributes["terminal-colours"]
   if styles then  -- the colours of a terminal
     local plain = pandoc.CodeBlock(block.text, { class = block.classes[1] or "" })
     return pandoc.Blocks { block_of("#[\n#show raw.line: ansi.with(" .. styles .. ")"), plain, block_of("]") }
@@ -236,12 +236,12 @@ end
 -- ---------------------------------------------------------------- what typst has no word for
 
 local function span(element)
-  if element.classes:includes("tagged") then
+  if element.classes:includes("tagged") and element.attributes.tag then
     local content = pandoc.Inlines { typst("#tagged(" .. quoted(element.attributes.tag) .. ")[") }
     content:extend(element.content)
     content:insert(typst("]"))
     return content
-  elseif element.classes:includes("bar") then
+  elseif element.classes:includes("drawn-bar") then
     return typst("#progressed(" .. (tonumber(element.attributes.part) or "none") .. ");")
   elseif element.classes:includes("kbd") then
     return pandoc.Inlines { pandoc.Code(pandoc.utils.stringify(element)) }
@@ -309,7 +309,8 @@ local function carried(code)
   return (code:gsub('closed%(cases%(', "closed(cases(reverse: #true, "))
 end
 
--- pandoc draws a bar of one stroke as one of two; a mark stands in a matrix without brackets (report/formulas.py); in the report every formula has an alternative text
+-- pandoc draws a bar of one stroke as one of two; a mark stands in a matrix without brackets (report/formulas.py); in the
+-- report every formula has an alternative text
 local function formula(math)
   local bar, bare = math.text:find("{vmatrix}", 1, true), math.text:find("\u{e010}", 1, true) or math.text:find("\u{e011}", 1, true)
   local double = math.text:find("{Vmatrix}", 1, true)

@@ -370,7 +370,7 @@ local READ = {
     end
     return flow(pandoc.read(part.text, "html-auto_identifiers").blocks)
   end,
-  code = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = part.language, styles = part.styles }) } end,
+  code = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = part.language, ["terminal-colours"] = part.styles }) } end,
   note = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = "note" }) } end,
   picture = function()
     local image = pandoc.Image({}, part.text)
