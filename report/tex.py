@@ -8,11 +8,13 @@ from collections.abc import Callable
 from report import styles
 
 NAME, OPTION = "\ue011", "\ue012"
+NOTHING = r"\operatorname{}"  # an argument that is empty, for a function has to have it
 COMMAND = re.compile(r"\\(?:[A-Za-z]+\*?|.)", re.S)
 ARROWS = {
     "xrightarrow": "→", "xleftarrow": "←", "xleftrightarrow": "↔", "xRightarrow": "⇒", "xLeftarrow": "⇐",
     "xLeftrightarrow": "⇔", "xmapsto": "↦", "xhookrightarrow": "↪", "xhookleftarrow": "↩", "xlongequal": "=",
 }  # fmt: skip
+MATRICES = {"pmatrix": "()", "bmatrix": "[]", "vmatrix": "||", "Bmatrix": (r"\{", r"\}"), "matrix": ".."}
 CLASSES = {"mathrel": "relation", "mathbin": "binary", "mathord": "normal", "mathpunct": "punctuation"}
 BOXES = {"phantom": "all", "hphantom": "wide", "vphantom": "high"}
 # the same in other words, or a mere matter of space
@@ -102,12 +104,12 @@ def _mark(name: str, option: str = "") -> str:
 
 def one(name: str, argument: str, option: str = "") -> str:
     """The typst function name of one argument."""
-    return rf"\sqrt{{{_mark(name, option)} {argument}}}"
+    return rf"\sqrt{{{_mark(name, option)} {argument if argument.strip() else NOTHING}}}"
 
 
 def two(name: str, first: str, second: str, option: str = "") -> str:
     """The typst function name of two arguments."""
-    first, second = (argument if argument.strip() else r"\operatorname{}" for argument in (first, second))
+    first, second = (argument if argument.strip() else NOTHING for argument in (first, second))
     return rf"\binom{{{_mark(name, option)} {first}}}{{{second}}}"
 
 
@@ -157,19 +159,35 @@ def _fractions(text: str) -> str:
     return text
 
 
+def _renamed(text: str) -> str:
+    """text with environments that are others with a switch as those."""
+    text = re.sub(r"\\(begin|end)\{d(r?cases)\}", r"\\\1{\2}", text)
+    text = re.sub(r"\\(begin|end)\{(\w?matrix|smallmatrix)\*\}(?:\s*\[\w\])?", r"\\\1{\2}", text)
+    text = re.sub(r"\\begin\{alignedat\}\s*\{\d+\}", r"\\begin{split}", text)
+    return text.replace(r"\end{alignedat}", r"\end{split}")
+
+
+def _ruled(text: str) -> str:
+    """text with the matrices that have rules as arrays."""
+
+    def array(found, left, right):
+        columns = "c" * max(len(parted(row, "&")) for row in parted(found[1], r"\\\\"))
+        return rf"\left{left}\begin{{array}}{{{columns}}}{found[1]}\end{{array}}\right{right}"
+
+    inside = r"(?:(?!\\begin|\\end).)*"
+    for name, sides in MATRICES.items():
+        form = rf"\\begin\{{{name}\}}({inside}\\hline{inside})\\end\{{{name}\}}"
+        text = re.sub(form, lambda found, sides=sides: array(found, *sides), text, flags=re.S)
+    return text
+
+
 def _environments(text: str) -> str:
     """text with what pandoc takes for lines of a text as matrices, and the gap behind the first column of cases."""
-    text = re.sub(
-        r"\\begin\{d(r?)cases\}", r"\\begin{\1cases}", re.sub(r"\\end\{d(r?)cases\}", r"\\end{\1cases}", text)
-    )
+    text = _ruled(_renamed(text))
     for found in reversed([*re.finditer(r"(?<!_\{)\\substack(?=\s*\{)", text)]):
         lines, end = group(text, found.end()) or ("", 0)
         if end:
             text = text[: found.start()] + _matrix("ruled", "c", lines) + text[end:]
-    text = re.sub(r"\\(begin|end)\{(\w?matrix|smallmatrix)\*\}(?:\s*\[\w\])?", r"\\\1{\2}", text)
-    text = re.sub(
-        r"\\begin\{alignedat\}\s*\{\d+\}", r"\\begin{split}", text.replace(r"\end{alignedat}", r"\end{split}")
-    )
     for name in ("array", "smallmatrix", "aligned", "split", "gathered", "cases", "rcases"):
         for found in reversed([*re.finditer(rf"\\begin\{{{name}\}}", text)]):
             end = text.find(rf"\end{{{name}}}", found.end())
@@ -182,44 +200,50 @@ def _environments(text: str) -> str:
 
 
 def _environment(name: str, body: str, alone: bool) -> str:
-    whole = rf"\begin{{{name}}}{body}\end{{{name}}}"
     if name == "smallmatrix":
         return _matrix("small", "", body)
+    if name == "array":
+        return _array(body)
     rows = [parted(row, "&") for row in parted(body, r"\\\\")]
-    if name == "aligned":  # pairs of columns stand apart
+    return _cases(name, body, rows) if name.endswith("cases") else _lines(name, body, rows, alone)
+
+
+def _lines(name: str, body: str, rows: list[list[str]], alone: bool) -> str:
+    """An environment of lines; within a formula they must not be those of all of it."""
+    if name == "aligned":  # its pairs of columns stand apart
         body = r"\\".join(r"&\qquad ".join("&".join(row[i : i + 2]) for i in range(0, len(row), 2)) for row in rows)
-    if name in ("aligned", "split", "gathered"):  # within a formula its lines must not be those of all
-        count = max(map(len, rows))
-        columns = "c" * count if name == "gathered" else "rl" * (count // 2) + "r" * (count % 2)
-        return rf"\begin{{{name}}}{body}\end{{{name}}}" if alone else _matrix("lined", columns, body)
-    if name.endswith("cases") and max(map(len, rows)) < 2:
+    count = max(map(len, rows))
+    columns = "c" * count if name == "gathered" else "rl" * (count // 2) + "r" * (count % 2)
+    return rf"\begin{{{name}}}{body}\end{{{name}}}" if alone else _matrix("lined", columns, body)
+
+
+def _cases(name: str, body: str, rows: list[list[str]]) -> str:
+    if max(map(len, rows)) < 2:
         return one("half", _matrix("ruled", "l", body), "r125" if name == "rcases" else "l123")
-    if name.endswith("cases"):
-        spaced = r"\\".join(r"&\quad ".join(row[:2]) if len(row) < 3 else "&".join(row) for row in rows)
-        if name == "cases":
-            return rf"\begin{{cases}}{spaced}\end{{cases}}"
-        return one("closed", rf"\begin{{cases}}{spaced}\end{{cases}}")
+    spaced = r"\\".join(r"&\quad ".join(row) if len(row) < 3 else "&".join(row) for row in rows)
+    whole = rf"\begin{{cases}}{spaced}\end{{cases}}"
+    return one("closed", whole) if name == "rcases" else whole
+
+
+def _array(body: str) -> str:
+    """An array with its rules; of columns that are not drawn here it stays what it is."""
     found = re.match(r"\s*(?:\[[tbc]\])?\s*\{((?:[^{}]|\{[^{}]*\})*)\}", body)
-    if not found:
-        return whole
-    columns = re.sub(r"\*\s*\{(\d)\}\s*\{([lcr|]+)\}", lambda m: m[2] * int(m[1]), found[1])
-    columns, body = re.sub(r"\s|@\{\s*\}", "", columns), body[found.end() :]
-    if not re.fullmatch(r"[lcr|]+", columns):
-        return whole
+    columns = re.sub(r"\*\s*\{(\d)\}\s*\{([lcr|]+)\}", lambda m: m[2] * int(m[1]), found[1] if found else "")
+    columns = re.sub(r"\s|@\{\s*\}", "", columns)
+    if not found or not re.fullmatch(r"[lcr|]*[lcr][lcr|]*", columns):
+        return rf"\begin{{array}}{body}\end{{array}}"
     lines, rules = [], ""
-    for row in parted(body, r"\\\\"):
-        row = re.sub(r"^\s*\[[\d.\s\w]*\]", "", row)
+    for row in parted(body[found.end() :], r"\\\\"):
+        if lines:  # the room below a line
+            row = re.sub(r"^\s*\[\s*-?[\d.]+\s*\w\w\s*\]", "", row)
         while rule := re.match(r"\s*\\hline(?![A-Za-z])", row):
             rules += f"h{len(lines)}"
             row = row[rule.end() :]
         lines.append(row)
     if not lines[-1].strip():
         lines.pop()
-    rules += "".join(f"v{len(re.sub('[|]', '', columns[:at]))}" for at, sign in enumerate(columns) if sign == "|")
-    columns = columns.replace("|", "")
-    if not rules and not columns.strip("c"):
-        return whole  # which is a matrix
-    return _matrix("ruled", columns + rules, r"\\".join(lines))
+    rules += "".join(f"v{len(columns[:at].replace('|', ''))}" for at, sign in enumerate(columns) if sign == "|")
+    return _matrix("ruled", columns.replace("|", "") + rules, r"\\".join(lines))
 
 
 def _matrix(name: str, option: str, body: str) -> str:
