@@ -285,7 +285,7 @@ def test_the_same_inputs_give_the_same_bytes(workspace):
         ("![A caption.](../figures/02_curve.png){#fig:a}", "figure fig:a has no alternative text"),
         ('![A caption.](../figures/02_curve.png "A caption."){#fig:a}', "figure fig:a has no alternative text"),
         ("$$ \\notacommand{x} $$", "notacommand"),
-        ("$\\overset{a}{b}$", "\\overset converts wrongly"),
+        ("$\\cancelto{a}{b}$", "\\cancelto converts wrongly"),
         ("A line<br>break", "<br>"),
         ("$$ a $$ {#eq:a}\n\n$$ b $$ {#eq:a}", "eq:a is defined twice"),
         ("## Method\n\ntext\n\n## Method {#sec:method}", "sec:method is defined twice"),
