@@ -458,7 +458,6 @@ def test_a_page_is_whole_and_fits_a_phone(tab, pages, read, name):
     assert not [one for one in fits(tab, 1200) if re.search("wide|image-reference", one["box"])]
 
 
-@needs_chromium
 def test_formulas_are_in_the_notebooks_and_the_report(read):
     assert read["notebooks/02_arcface_derivation.html"].classes["math"] > 100
     assert read["report/report.html"].classes["math"] > 50
