@@ -2,11 +2,8 @@
 
 import json
 
-import pandas as pd
-
 from lib import paths
 from report import submission
-from studies import records, runs
 
 
 def sections(*headings: str) -> bool:
@@ -23,8 +20,8 @@ def pdf() -> bool:
 
 def program() -> bool:
     """Are trainings of ArcFace recorded on both data sets?"""
-    found = (records.read(paths.PROJECT / "results" / f"{name}.jsonl", runs.Config) for name in runs.MAIN)
-    return all(any(config.head == "ArcFace" for config in recorded) for recorded in found)
+    files = [(paths.PROJECT / "results" / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("mnist", "cifar10")]
+    return all(any(json.loads(line)["config"]["head"] == "ArcFace" for line in text.splitlines()) for text in files)
 
 
 def named() -> bool:
@@ -60,7 +57,9 @@ DEMANDS = {  # S4's number and what it asks for, where it is met, and what looks
 }
 
 
-def checklist() -> pd.DataFrame:
-    """S4's demands by its numbers: where each is met, and whether it is there."""
-    rows = [(*demand, "yes" if met() else "no") for demand, met in DEMANDS.items()]
-    return pd.DataFrame(rows, columns=["S4", "asked for", "where", "there"])
+COLUMNS = ("S4", "asked for", "where", "there")
+
+
+def checklist() -> list[tuple[str, str, str, str]]:
+    """S4's demands by its numbers, in ``COLUMNS``: where each is met, and whether it is there."""
+    return [(*demand, "yes" if met() else "no") for demand, met in DEMANDS.items()]
