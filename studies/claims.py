@@ -17,7 +17,7 @@ from scipy import stats
 
 from lib import paths
 from studies import evidence, geometry, margin_maps, recommend, replicas, s1, statistics, tuning, verdicts
-from studies.evidence import sample, stalled
+from studies.evidence import sample, which_stalled
 from studies.study import Incomplete, Study
 
 SOURCE = paths.PROJECT / "results" / "claims_source.csv"
@@ -91,7 +91,7 @@ def pairs(found: dict, row) -> tuple[pd.Series, pd.DataFrame, str, bool]:
     d = (row.factor * (x - y)).dropna()
     if d.empty:
         raise Incomplete(f"{row.plans} has no pairs of {row.a} and {row.b}")
-    bad = stalled(found[row.plans][1])
+    bad = which_stalled(found[row.plans][1])
     both = pd.DataFrame({name: [bad[seed, name] for seed in d.index] for name in (row.a, row.b)}, index=d.index)
     if metrics[0] in ALWAYS:
         both[:] = False
@@ -129,7 +129,7 @@ def value(found: dict, row) -> Figure:
     where the drift that ``evidence.settled`` allows would change the answer."""
     values, setting, reduced = sample(found, row.plans, row.a, row.metric)
     values *= row.factor
-    bad = stalled(found[row.plans][1])
+    bad = which_stalled(found[row.plans][1])
     out = pd.Series([bad[seed, row.a] and row.metric not in ALWAYS for seed in values.index], index=values.index)
     if out.sum() > verdicts.MOST_STALLED * len(values):
         verdict = f"stalled: {out.sum()} of {len(values)}"
@@ -157,7 +157,7 @@ def prediction(values, level: float = 0.95) -> tuple[float, float, float]:
 def presence(found: dict, row) -> Figure:
     """Is a quantity above 0?"""
     values, setting, reduced = sample(found, row.plans, row.a, row.metric)
-    bad = stalled(found[row.plans][1])
+    bad = which_stalled(found[row.plans][1])
     kept = [value for seed, value in values.items() if not bad[seed, row.a]]
     if len(values) - len(kept) <= verdicts.MOST_STALLED * len(values):
         return tested(kept, row, setting, reduced)
@@ -230,7 +230,7 @@ def claims() -> pd.DataFrame:
     return table
 
 
-def alternatives(row) -> list:
+def comparisons_of(row) -> list:
     """The comparisons that can answer a claim, the best first: the row once per entry of its cells, which " | "
     separates; confounder "-" stands for nothing that differs beside the claimed."""
     cells = {key: getattr(row, key).split(" | ") for key in ("plans", "a", "b", "metric", "confounder")}
@@ -244,7 +244,7 @@ def answers(found: dict, row) -> list[tuple]:
     """(comparison, figure) of the first recorded comparison in which nothing but the claimed differs, and of the first
     in which something does; None for either that is not recorded."""
     best = [None, None]
-    for way in alternatives(row):
+    for way in comparisons_of(row):
         with contextlib.suppress(Incomplete):
             if best[bool(way.confounder)] is None:
                 best[bool(way.confounder)] = way, KINDS[row.kind](found, way)
@@ -315,7 +315,7 @@ def needed(numbers) -> list[Study]:
     found, names = evidence.answered(evidence.read()), {}
     for row in claims().loc[list(numbers)].itertuples():
         used = [way for way, _ in filter(None, answers(found, row))]
-        for way in (used or alternatives(row)[:1]) if paths.retrain() or not used else []:
+        for way in (used or comparisons_of(row)[:1]) if paths.retrain() or not used else []:
             names |= dict.fromkeys(plan.partition("/")[0] for plan in way.plans.split())
     return [study for name in names for study in _studies(name)]
 

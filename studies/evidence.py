@@ -175,7 +175,7 @@ def settled(runs: list[dict]) -> bool:
     return third > 1 and abs(curves[:, -third:].mean() - curves[:, -2 * third : -third].mean()) < DRIFT
 
 
-def stalled(by_seed: dict) -> dict[tuple, bool]:
+def which_stalled(by_seed: dict) -> dict[tuple, bool]:
     """Which runs of a plan are stalled, by (seed, name): the protocol's rule, by test accuracy, read label-free.
 
     Runs named "…, long tail" are a setting of their own. In a setting without Softmax the median is that of all runs.

@@ -18,11 +18,11 @@ def test_headings_are_looked_for(project):
     (project / "report").mkdir()
     cells = [{"source": ["## Results {#sec:results}\n", "text"]}]
     (project / "report" / "report.ipynb").write_text(json.dumps({"cells": cells}))
-    assert checklist.sections("Results") and not checklist.sections("Results", "Conclusion") and not checklist.pdf()
+    assert checklist._sections("Results") and not checklist._sections("Results", "Conclusion") and not checklist._pdf()
 
 
 @pytest.mark.parametrize("forgotten", ["lib/heads", "tests"])
 def test_a_folder_that_the_zip_forgets_is_seen(monkeypatch, forgotten):
-    assert checklist.code()
+    assert checklist._code()
     monkeypatch.setattr(submission, "CODE", tuple(part for part in submission.CODE if part != forgotten))
-    assert not checklist.code()
+    assert not checklist._code()

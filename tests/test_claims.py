@@ -113,11 +113,11 @@ def test_every_claim_has_a_known_kind_and_known_runs():
 
 
 def test_alternatives_are_whole_comparisons():
-    first, *_, last = claims.alternatives(row("MNIST: AdaLoss is more accurate"))
+    first, *_, last = claims.comparisons_of(row("MNIST: AdaLoss is more accurate"))
     assert (first.plans, first.a, first.confounder) == ("s1_same_network_mnist", "AdaLoss: same scale", "")
     assert (last.plans, last.a) == ("s1_mnist", "AdaLoss: as published") and "scale" in last.confounder
     for r in claims.claims().itertuples():
-        ways = claims.alternatives(r)
+        ways = claims.comparisons_of(r)
         clean = [way.plans for way in ways if not way.confounder]
         assert [plan in claims.OLD for plan in clean] == sorted(plan in claims.OLD for plan in clean), r.claim
 
@@ -237,7 +237,7 @@ def test_one_stalled_pair_of_many_is_left_out():
     here = row("MNIST: ArcFace is more accurate than cross-entropy", plans="plan")
     figure = claims.effect({"plan": (4, by_seed)}, here)
     assert figure.n == 11 and figure.verdict == "as claimed"
-    assert evidence.stalled(by_seed)[0, "ArcFace"] and sum(evidence.stalled(by_seed).values()) == 1
+    assert evidence.which_stalled(by_seed)[0, "ArcFace"] and sum(evidence.which_stalled(by_seed).values()) == 1
     by_seed[1]["ArcFace"] = record(0.1)
     assert claims.effect({"plan": (4, by_seed)}, here).verdict == "stalled: ArcFace 2 of 12, Softmax 0 of 12"
 
@@ -254,7 +254,7 @@ def test_seeds_of_two_data_sets_are_no_pairs():
         }
 
     easy, hard = [0.001, 0.002, 0.003], [0.05, 0.06, 0.04]
-    here = claims.alternatives(row("larger on the harder data"))[0]
+    here = claims.comparisons_of(row("larger on the harder data"))[0]
     figure = claims.harder(plan("mnist", *easy) | plan("cifar10", *hard), here)
     test = stats.ttest_ind(hard, easy, equal_var=False).confidence_interval()
     assert (figure.low, figure.high) == pytest.approx((100 * test.low, 100 * test.high))

@@ -64,7 +64,7 @@ SAME = {  # names that stand in several modules, with their one meaning; studies
     "network": "images to embeddings", "fit": "train in place", "embed": "images to embeddings", "train": "train",
     "splits": "training and other images", "Run": "all that decides a run", "execute": "do the whole of a run or file",
     "measure": "what a run is measured by", "recorded": "records", "finished": "rows of complete seeds",
-    "complete": "records of complete seeds", "prepare": "a run's data", "difference": "of two losses, seed by seed",
+    "complete": "records of complete seeds", "prepare": "a run's data",
     "differences": "to a reference", "default": "a loss at its defaults", "trials": "of the tuning", "wider": "trials",
     "finalists": "of the trials", "chosen": "by the finalists", "controls": "margins that do not adapt",
     "final": "the runs that decide", "inputs": "what something is made from", "setup": "before anything else runs",
