@@ -1,13 +1,13 @@
 """Build what is handed in, and set up what that needs: python -m report COMMAND (make knows the same commands).
 
-Only Python 3.10 or newer has to be there. A command sets up .venv with the packages that it needs, or takes the active
+Only Python 3.10 to 3.14 has to be there. A command sets up .venv with the packages that it needs, or takes the active
 conda or virtual environment. Errors are one line each.
 """
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036
-    sys.exit("error: Python 3.10 or newer is needed, this is {}.{}: call a newer one".format(*sys.version_info))
+if not (3, 10) <= sys.version_info < (3, 15):  # for a newer one the locked packages have no wheels
+    sys.exit("error: Python 3.10 to 3.14 is needed, this is {}.{}: call one of these".format(*sys.version_info))
 
 import argparse
 import os
@@ -190,7 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: no half-written file is left")
     except Exception as error:
-        if said := machine.explained(error):
+        said = machine.explained(error)  # without :=, for Python 3.6 reads all of this file before it stops above
+        if said:
             sys.exit(f"error: {said}")
         raise
 

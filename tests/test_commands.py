@@ -242,7 +242,15 @@ def test_an_older_python_is_refused_in_one_line(version):
         pytest.skip(f"no Python {version} here")
     done = subprocess.run([old, "-m", "report", "status"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: Python 3.10 or newer is needed")
+    assert done.stderr.startswith(f"error: Python 3.10 to 3.14 is needed, this is {version}: ")
+
+
+def test_a_newer_python_is_refused_in_one_line_before_anything_is_installed():
+    code = "import runpy, sys; sys.version_info = (3, 15, 0, 'final', 0); sys.argv = ['report', 'setup']; "
+    code += "sys.modules['subprocess'] = None; runpy.run_module('report', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == "error: Python 3.10 to 3.14 is needed, this is 3.15: call one of these\n"
 
 
 def test_the_driver_starts_without_any_package():
