@@ -182,6 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
             naming.submission_name(**options)
         if function is site:
             environment.at_least(environment.SITE, "the web edition")
+        if function in (build, status, submission, pdf, site):
+            building.check_sources()
         if function in (build, submission) and building.stale(options.get("all", False)):
             groups = ALL - {"dev", "site"}
         if groups:
