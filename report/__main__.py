@@ -1,7 +1,7 @@
 """Build what is handed in, and set up what that needs: python -m report COMMAND (make knows the same commands).
 
 Only Python 3.10 to 3.14 has to be there. A command sets up .venv with the packages that it needs, or takes the active
-conda or virtual environment. Errors are one line each.
+conda or virtual environment. Behind each command stands how long it takes, seconds to hours. Errors are one line each.
 """
 
 import sys

@@ -20,8 +20,8 @@ OTHERS += ("results/weights/*.safetensors",)
 IN_THIS_ZIP = """\
 ## In this zip
 
-`{stem}.pdf` is the report, `supplement.pdf` its supplement. `notebooks/` holds the notebooks as scripts, `figures/` their
-figures, `results/` the record of every training, `tests/` the tests.
+`{stem}.pdf` is the report, `supplement.pdf` its supplement. `notebooks/` holds the notebooks as scripts, `figures/`
+their figures, `results/` the record of every training, `tests/` the tests.
 
 With Python 3.10 to 3.14, in the folder of this file:
 

@@ -6,7 +6,8 @@
     python -m studies data                fetch the data sets that are not there, and say what data/ holds
     python -m studies claims [7 ...]      write the ledger of the documents' claims, or train and print some of them
 
-Every finished run is recorded at once in results/, so an interrupted call goes on where it stopped.
+Training takes minutes to hours a study on a CPU, as --list estimates within seconds; --budget ends it earlier. Every
+finished run is recorded at once in results/, so an interrupted call goes on where it stopped.
 RETRAIN=1 trains again what is recorded, into results/again/, and shows both.
 """
 

@@ -141,7 +141,7 @@ def test_the_ledger_is_written_and_a_claim_printed(project, monkeypatch, capsys)
 
 RUNNABLE = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-    for part in ("lib", "studies", "report", "benchmarks")
+    for part in ("lib", "studies", "course", "report", "benchmarks")
     for path in sorted((ROOT / part).rglob("*.py"))
     if '\nif __name__ == "__main__":' in path.read_text()
 ]
@@ -157,15 +157,16 @@ def test_help_starts_nothing(project, monkeypatch, capsys, name):
         runpy.run_module(name, run_name="__main__")
     out, err = capsys.readouterr()
     assert ended.value.code == 0 and out.startswith("usage: ") and len(out.splitlines()) > 4 and not err
+    assert re.search(r"\btakes\b[^.:]*\b(second|minute|hour)", out)
     assert not files(project)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("setting", ["PROFILE", "RETRAIN"])
 @pytest.mark.parametrize(
-    "name", [name for name in RUNNABLE if name.startswith("benchmarks.") and "sharded" not in name]
+    "name", [name for name in RUNNABLE if name.startswith(("benchmarks.", "course.")) and "sharded" not in name]
 )
-def test_a_benchmark_refuses_a_wrong_setting_in_one_line(project, monkeypatch, capsys, name, setting):
+def test_a_measurement_refuses_a_wrong_setting_in_one_line(project, monkeypatch, capsys, name, setting):
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setenv(setting, "fast")
@@ -176,7 +177,7 @@ def test_a_benchmark_refuses_a_wrong_setting_in_one_line(project, monkeypatch, c
 
 
 def test_all_that_can_be_run_is_found():
-    assert {"studies", "report", "benchmarks.head_costs", "benchmarks.recipes"} <= set(RUNNABLE)
+    assert {"studies", "course.form", "report", "benchmarks.head_costs", "benchmarks.recipes"} <= set(RUNNABLE)
 
 
 def test_a_mistake_is_one_line_and_no_traceback():
