@@ -92,8 +92,7 @@ def test(*others: str) -> None:
 
 def study(*others: str) -> None:
     """Train what the studies lack; further options go to python -m studies (hours on a CPU; its --list tells)."""
-    _call("studies", "data")
-    _call("studies", *others)
+    _call("studies", "--fetch", *others)  # which looks at the options first
 
 
 def bench() -> None:
