@@ -421,8 +421,33 @@ def test_colab_installs_what_is_missing_and_changes_nothing_else(monkeypatch, tm
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "said"),
+    [
+        ("2.9.0+cu126", "0.24.0", ""),
+        ("2.10.0", "0.25", ""),
+        ("2.8.0+cu126", "0.24.1", "(torch 2.8.0+cu126, needed is torch>=2.9)"),
+        ("1.13", "0.9.0", "(torch 1.13, needed is torch>=2.9, torchvision 0.9.0, needed is torchvision>=0.24)"),
+    ],
+)
+def test_a_pytorch_on_colab_that_is_too_old_is_named_with_a_cure(monkeypatch, capsys, torch, torchvision, said):
+    there = {name(requirement): "99" for requirement in GROUPS["study"]} | {"torch": torch, "torchvision": torchvision}
+    distributions = [type("D", (), {"metadata": {"Name": key}, "version": value}) for key, value in there.items()]
+    monkeypatch.setattr(colab.importlib.metadata, "distributions", lambda: distributions)
+    monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: (_ for _ in ()).throw(FileNotFoundError))
+    if not said:
+        colab.install()
+        return
+    with pytest.raises(SystemExit) as ended:
+        main(["on_colab"])
+    line = str(ended.value.code)
+    assert line.startswith(f"error: PyTorch is too old here {said} and is not replaced: choose the latest runtime")
+    assert "\n" not in line and not capsys.readouterr().out
+
+
 def test_colab_says_which_gpu_it_found(monkeypatch, capsys):
     monkeypatch.setattr(colab, "lacking", lambda: ([], []))
+    monkeypatch.setattr(colab, "too_old", list)
     done = subprocess.CompletedProcess([], 0, stdout="Tesla T4\n")
     monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: done)
     colab.install()
