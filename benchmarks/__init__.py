@@ -59,7 +59,7 @@ def measured(name: str, *each: str) -> pd.DataFrame:
     ValueError if there is none."""
     path = paths.folder("results") / "benchmarks.jsonl"
     frames = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
         try:
             record = json.loads(line)
             if record["benchmark"] == name:

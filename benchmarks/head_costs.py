@@ -4,7 +4,7 @@
 
 A step is the loss of a batch and its gradients to the embeddings and to the centres. For the time
 the methods take turns in one process; for the memory each has a process of its own. What does not
-fit into memory has no numbers.
+fit into memory has no numbers. All of it takes minutes.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def extra_memory(method: str, C: int, device: torch.device) -> int | None:
 
 
 def kilobytes(file: str, field: str) -> int:
-    return int(re.search(rf"{field}:\s+(\d+)", (PROC / file).read_text())[1])
+    return int(re.search(rf"{field}:\s+(\d+)", (PROC / file).read_text(encoding="ascii"))[1])
 
 
 def limit_memory() -> None:

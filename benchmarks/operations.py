@@ -4,6 +4,7 @@
 
 Counted in the second step of a training on the digits: network, loss, gradients, optimizer, and the accuracy that is
 shown. A small network on a GPU is as fast as its operations can be started; a value waited for stops that.
+It takes seconds.
 """
 
 import torch

@@ -5,6 +5,7 @@
 The runs have the machine to themselves, one after the other, and are recorded in results/recipes.jsonl:
 a killed call goes on where it stopped. ``CHANGES`` exchange one ingredient and leave the rest. What a
 training step costs, and how much longer or shorter it is after each change, goes to results/benchmarks.jsonl.
+All of it takes hours on two CPU cores; one recipe takes minutes.
 """
 
 import argparse

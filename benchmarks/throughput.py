@@ -8,7 +8,7 @@ workers, pytorch-metric-learning's ArcFaceLoss, fp32. This project's: ``train.fi
 so images as tensors, augmented in batch, ``losses.ArcFace``, bf16, channels last; and pooling before
 ReLU, which gives the same values from fewer operations. The two take turns, epoch by epoch, each in a
 process of its own, for ours changes how a process handles its memory. What a step of this
-project's costs is recorded beside it.
+project's costs is recorded beside it. All of it takes minutes.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
     python -m benchmarks.together
 
 A small network keeps neither many cores nor a GPU busy. The runs are one epoch of MNIST each; the
-ways of sharing the machine take turns.
+ways of sharing the machine take turns. All of it takes minutes.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
 """How much of a course a notebook is: ``python -m course.form`` measures all of them, and says how many seconds the
-last build took for each that it executed.
+last build took for each that it executed. It takes a few seconds.
 
 A folded cell carries the marks of all who fold: ``jupyter.source_hidden`` (JupyterLab), ``cellView: form`` with a
 first line ``# @title ...`` (Colab), and the tag ``hide-input`` (Jupyter Book and MyST). The solution of an exercise is
@@ -7,9 +7,11 @@ Markdown inside ``<details>``, which every reader folds: its ``python`` blocks a
 the notebook's cells, and must print what the ``text`` block behind them shows.
 """
 
+import argparse
 import itertools
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import nbformat
@@ -78,10 +80,19 @@ def measures(path: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m course.form", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    try:
+        profile = "smoke" if paths.smoke() else "full"
+        paths.retrain()  # a wrong setting stops here, as everywhere
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     notebooks = sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))
     table = pd.DataFrame({path.stem: measures(path) for path in notebooks}).T
-    took = paths.PROJECT / ".build" / ("smoke" if paths.smoke() else "full") / "seconds"
-    table["seconds"] = [(took / name).read_text() if (took / name).exists() else "" for name in table.index]
+    took = paths.PROJECT / ".build" / profile / "seconds"
+    files = [took / name for name in table.index]
+    table["seconds"] = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
     print(table.to_markdown(floatfmt="g"))
 
 

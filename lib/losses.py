@@ -10,11 +10,10 @@ centres ``W`` of shape (C, d). For embeddings ``x`` of shape (B, d) and labels `
 Without a label there is no margin, so an evaluation cannot leak the label into the logits.
 Seven heads are here, in ``HEADS``; lib.heads has more and knows all by name. This file needs torch alone.
 
-theta_j is the angle between x and W_j, in radians as are all margins. Each paper changes the
-target's logit only, in ``target``. Where a shifted angle passes pi every head here continues
-the cosine downwards (see ``psi``), so a larger angle never earns a larger logit. The arithmetic
-runs in fp32 at least, also under autocast, because in half precision a guard such as 1 - 1e-4
-rounds to 1.
+theta_j is the angle between x and W_j, in radians as are all margins. Each paper changes the target's logit only, in
+``target``. Where a shifted angle passes pi every head here continues the cosine downwards (see ``psi``), so a larger
+angle never earns a larger logit. The arithmetic runs in fp32 at least, also under autocast, because in half precision a
+guard such as 1 - 1e-4 rounds to 1.
 """
 
 import functools

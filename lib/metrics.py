@@ -54,10 +54,9 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
 def angles(x: Tensor, y: Tensor) -> dict[str, float]:
     """Geometry of embeddings x (N, d) with labels y (N,), in degrees.
 
-    intra_angle: mean angle between an embedding and the mean direction of its class.
-    inter_angle: smallest angle between the mean directions of two classes, averaged over the classes;
-    smallest_angle: the smallest of all of them. angle_ratio: intra over inter. Classes without an embedding do not
-    count, nor within a class those with one alone.
+    intra_angle: mean angle between an embedding and the mean direction of its class. inter_angle: smallest angle
+    between the mean directions of two classes, averaged over the classes; smallest_angle: the smallest of all of them.
+    angle_ratio: intra over inter. Classes without an embedding do not count, nor within a class those with one alone.
     """
     x = F.normalize(x.double())
     _, y, size = y.unique(return_inverse=True, return_counts=True)

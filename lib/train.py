@@ -39,16 +39,16 @@ def fit(
     """Train in place with one-cycle Nesterov SGD; returns the history, one value per epoch.
 
     model: a Classifier, also compiled or in DistributedDataParallel: what is called is model itself.
-    margin_warmup: epochs over which the margins grow from zero. low_res_epochs: first epochs on
-    images of 3/4 the side, at about half the cost. muon_lr: above 0, Muon trains the convolutions
-    with it. linear_warmup: above 0, the learning rates rise linearly over that share of the steps and then
-    fall linearly; at 0 both are half cosines, and the peak is at a quarter. seed: order and augmentation.
-    The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running
-    mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
-    best temperature, so comparable between heads), seconds (training, and the head's ``epoch_end``; cumulative)
-    and what the head's ``describe`` gives. Values are read once an epoch, for the device waits meanwhile, with progress
-    up to four times more, and in fp16 each step reads two of the gradient scaler's. A loss that is not finite raises
-    FloatingPointError at the end of its epoch, or ValueError if labels or embeddings were invalid.
+    margin_warmup: epochs over which the margins grow from zero. low_res_epochs: first epochs on images of 3/4 the side,
+    at about half the cost. muon_lr: above 0, Muon trains the convolutions with it. linear_warmup: above 0, the learning
+    rates rise linearly over that share of the steps, then fall so; at 0 both are half cosines, and the peak is at a
+    quarter. seed: order and augmentation.
+    The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running mean
+    over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their best temperature, so
+    comparable between heads), seconds (training, and the head's ``epoch_end``; cumulative) and what the head's
+    ``describe`` gives. Values are read once an epoch, for the device waits meanwhile, with a bar up to four more times,
+    and in fp16 each step reads two of the gradient scaler's. A loss that is not finite raises FloatingPointError at the
+    end of its epoch, or ValueError for invalid labels or embeddings.
     """
     device, head = data.train.labels.device, classifier(model).head
     model.to(device)
@@ -63,7 +63,7 @@ def fit(
     known = data.train[:10_000]
     history: dict[str, list] = {}
     seconds = 0.0
-    bar = tqdm(total=epochs * steps, disable=not progress, unit="step", ncols=100, file=sys.stdout, mininterval=0.5)
+    bar = tqdm(total=epochs * steps, disable=hidden(progress), unit="step", ncols=100, file=sys.stdout, mininterval=1)
     for epoch in range(epochs):
         start = time.perf_counter()
         model.train()
@@ -76,7 +76,7 @@ def fit(
             for schedule in schedules:
                 schedule.step()
             bar.update()
-            if progress and not (step + 1) % max(50, steps // 4):
+            if not bar.disable and not (step + 1) % max(50, steps // 4):
                 update_bar(bar, *(total / (step + 1)).tolist(), epoch=epoch + 1)
         total[1] /= steps
         total_loss, accuracy = total.tolist()
@@ -144,9 +144,11 @@ def invalid(loss: float, epoch: int, model: nn.Module, name: object) -> Exceptio
     head = classifier(model).head
     if problem := head.problem():
         return ValueError(f"in epoch {epoch + 1}: {problem}")
-    return FloatingPointError(
-        f"the loss became {loss} in epoch {epoch + 1}: lower lr, s or the margin of {name or head}"
-    )
+    return FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}: lower lr, s or margin of {name or head}")
+
+
+def hidden(progress: bool) -> bool:  # a bar is for a terminal or a notebook: in a log file it would be lines and lines
+    return not (progress and (sys.stdout.isatty() or "ipykernel" in type(sys.stdout).__module__))
 
 
 def update_bar(bar: tqdm, loss: float, accuracy: float, **others: object) -> None:

@@ -1,13 +1,13 @@
 """Build what is handed in, and set up what that needs: python -m report COMMAND (make knows the same commands).
 
-Only Python 3.10 or newer has to be there. A command sets up .venv with the packages that it needs, or takes the active
-conda or virtual environment. Errors are one line each.
+Only Python 3.10 to 3.14 has to be there. A command sets up .venv with the packages that it needs, or takes the active
+conda or virtual environment. Behind each command stands how long it takes, seconds to hours. Errors are one line each.
 """
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036
-    sys.exit("error: Python 3.10 or newer is needed, this is {}.{}: call a newer one".format(*sys.version_info))
+if not (3, 10) <= sys.version_info < (3, 15):  # for a newer one the locked packages have no wheels
+    sys.exit("error: Python 3.10 to 3.14 is needed, this is {}.{}: call one of these".format(*sys.version_info))
 
 import argparse
 import os
@@ -92,8 +92,7 @@ def test(*others: str) -> None:
 
 def study(*others: str) -> None:
     """Train what the studies lack; further options go to python -m studies (hours on a CPU; its --list tells)."""
-    _call("studies", "data")
-    _call("studies", *others)
+    _call("studies", "--fetch", *others)  # which looks at the options first
 
 
 def bench() -> None:
@@ -182,6 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
             naming.submission_name(**options)
         if function is site:
             environment.at_least(environment.SITE, "the web edition")
+        if function in (build, status, submission, pdf, site):
+            building.check_sources()
         if function in (build, submission) and building.stale(options.get("all", False)):
             groups = ALL - {"dev", "site"}
         if groups:
@@ -190,7 +191,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: no half-written file is left")
     except Exception as error:
-        if said := machine.explained(error):
+        said = machine.explained(error)  # without :=, for Python 3.6 reads all of this file before it stops above
+        if said:
             sys.exit(f"error: {said}")
         raise
 

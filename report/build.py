@@ -20,6 +20,15 @@ def sources() -> list[Path]:
     return [*sorted((paths.PROJECT / "notebooks").glob("*.ipynb")), *documents]
 
 
+def check_sources() -> None:
+    """Raises ValueError where there are no notebooks, as in an unpacked submission."""
+    if not list((paths.PROJECT / "notebooks").glob("*.ipynb")):
+        raise ValueError(
+            "this folder holds no notebooks, as the zip that is handed in, which has them as scripts: run "
+            "`python notebooks/02_arcface_derivation.py`, or build in a clone of the project"
+        )
+
+
 def executed(source: Path) -> Path:
     """Where the executed notebook lies: in place, in the smoke profile in its folder."""
     return paths.folder(source.parent.name) / source.name

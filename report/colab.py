@@ -117,8 +117,13 @@ def _git(*arguments: str) -> str:
 
 def install(drive: str = "") -> None:
     """Install what the studies need and Colab lacks, say which GPU there is, and keep the records on Drive if a folder
-    there is given. Raises OSError if pip fails."""
+    there is given. Raises OSError if pip fails, ValueError if PyTorch is too old."""
     missing, pins = lacking()
+    if old := too_old():
+        raise ValueError(
+            f"PyTorch is too old here ({', '.join(old)}) and is not replaced: choose the latest runtime version "
+            "(Runtime > Change runtime type), then run this cell again"
+        )
     if missing:
         print(f"installing {', '.join(missing)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:  # what is there stays as it is
@@ -139,18 +144,45 @@ def install(drive: str = "") -> None:
 
 def lacking() -> tuple[list[str], list[str]]:
     """The studies' requirements that are not installed at all; and the versions of all that is installed, as pins."""
+    installed = _installed()
+    missing = [requirement for requirement in _requirements() if _package(requirement) not in installed]
+    return missing, [f"{name}=={version}" for name, version in installed.items() if name and version]
+
+
+def too_old() -> list[str]:
+    """What is installed of torch and torchvision but older than the studies need. These two are never replaced: Colab
+    has them built for its GPUs, and other packages beside them that need just these."""
+    installed, floors = _installed(), [one for one in _requirements() if _package(one) in ("torch", "torchvision")]
+    return [
+        f"{_package(one)} {installed[_package(one)]}, needed is {one}"
+        for one in floors
+        if _package(one) in installed and _numbers(installed[_package(one)]) < _numbers(one.partition(">=")[2])
+    ]
+
+
+def _requirements() -> list[str]:
+    """What pyproject.toml asks for, for the studies."""
     text = (paths.PROJECT / "pyproject.toml").read_text(encoding="utf-8")
     torch = re.search(r'^dependencies = \["(.*?)"\]', text, re.M)[1]
     group = re.search(r"^study = \[$(.*?)^\]$", text, re.M | re.S)[1]
-    installed = {}
+    return [torch, *re.findall(r'"(.*?)"', group)]
+
+
+def _installed() -> dict[str, str]:
+    """The version of every package, the one that is imported first where there are several."""
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        installed.setdefault(_canonical(distribution.metadata["Name"] or ""), distribution.version)
-    missing = [
-        requirement
-        for requirement in [torch, *re.findall(r'"(.*?)"', group)]
-        if _canonical(re.split(r"[<>=!~\[ ;]", requirement)[0]) not in installed
-    ]
-    return missing, [f"{name}=={version}" for name, version in installed.items() if name and version]
+        found.setdefault(_canonical(distribution.metadata["Name"] or ""), distribution.version)
+    return found
+
+
+def _package(requirement: str) -> str:
+    return _canonical(re.split(r"[<>=!~\[ ;]", requirement)[0])
+
+
+def _numbers(version: str) -> list[int]:
+    """2.9.0+cu126 as [2, 9]: the release, which alone counts."""
+    return [int(part) for part in re.findall(r"\d+", version)[:2]]
 
 
 def _canonical(name: str) -> str:

@@ -4,6 +4,7 @@ import io
 import re
 import unicodedata
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 from lib import paths
@@ -14,7 +15,33 @@ CODE = ("lib", "lib/heads", "lib/sets", "studies", "course", "benchmarks", "repo
 CODE += ("report/site/pages", "tests")
 SUFFIXES = (".py", ".js", ".mplstyle", ".typ", ".lua", ".yml", ".bib")
 OTHERS = ("README.md", "LICENSE", "pyproject.toml", "uv.lock", "requirements.txt", "environment.yml")
-OTHERS += ("docs/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz", "results/weights/*.safetensors")
+OTHERS += ("docs/*.md", "studies/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz")
+OTHERS += ("results/weights/*.safetensors",)
+IN_THIS_ZIP = """\
+## In this zip
+
+`{stem}.pdf` is the report, `supplement.pdf` its supplement. `notebooks/` holds the notebooks as scripts, `figures/`
+their figures, `results/` the record of every training, `tests/` the tests.
+
+With Python 3.10 to 3.14, in the folder of this file:
+
+```sh
+python -m pip install -r requirements.txt         # on Linux 3 GB, in an environment of your own
+python -m studies data                            # fetches the data sets, 0.4 GB, where they are missing
+python notebooks/02_arcface_derivation.py         # runs a notebook's code, from the records, in about a minute
+python -m pytest tests/test_losses.py             # the tests of the heads need no data, and minutes
+```
+
+The images are not in the zip. Files that are at hand already can be put where `python -m studies data` looks for them:
+
+```
+data/MNIST/raw/                       train-images-idx3-ubyte and the three others
+data/cifar-10-batches-py/             data_batch_1 to data_batch_5, test_batch, batches.meta
+data/omniglot-py/images_background/   a folder per alphabet, in it one per character
+data/omniglot-py/images_evaluation/   the same
+```
+
+"""
 SUBMISSION = "run `make submission LASTNAME=Lovelace FIRSTNAME=Ada ID=1234567`"
 
 
@@ -32,6 +59,7 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     code = (p for folder in CODE for p in (here / folder).glob("*.*") if p.suffix in SUFFIXES)
     others = (p for pattern in OTHERS for p in here.glob(pattern))
     files = {p.relative_to(here).as_posix(): p.read_bytes() for p in (*code, *others)}
+    readme = files["README.md"].decode()
     missing = []
     for path in [
         *sorted(paths.folder("notebooks").glob("*.ipynb")),
@@ -47,9 +75,27 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     author = {"author": f"{_name(firstname)} {_name(lastname)}", "id": id.strip()}
     files[f"{stem}.pdf"] = report(**author)
     files["supplement.pdf"] = report("supplement", **author)
+    files["README.md"] = readme_of_the_zip(readme, stem, files.keys()).encode()
     target = paths.folder(f"{stem}.zip")
     paths.write(target, _zip(files))
     return target
+
+
+def readme_of_the_zip(readme: str, stem: str, files: Collection[str]) -> str:
+    """The project's README without what only a clone can do, and with what the zip holds; a link to a file that is not
+    in it leads to the file made from that, or is plain text."""
+    intro, *rest = re.split(r"^(?=## )", readme, flags=re.M)
+    intro = re.sub(r"^\* \*\*.*", "", intro, flags=re.M | re.S)  # its bullets speak of commands of a clone
+    rest = [part for part in rest if not part.startswith(("## Run it\n", "## More\n"))]
+    places = {"report/report.pdf": f"{stem}.pdf", "report/supplement.pdf": "supplement.pdf"}
+
+    def there(link: re.Match) -> str:
+        text, place = link.groups()
+        place = places.get(place, re.sub(r"\.ipynb$", ".py", place))
+        known = place.startswith(("http", "#")) or place.partition("#")[0] in files
+        return f"[{text}]({place})" if known else text
+
+    return re.sub(r"\[([^\[\]]*)\]\(([^()]+)\)", there, intro + IN_THIS_ZIP.format(stem=stem) + "".join(rest))
 
 
 def submission_name(lastname: str, firstname: str, id: str) -> str:

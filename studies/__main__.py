@@ -2,11 +2,12 @@
 
     python -m studies                     all studies
     python -m studies --list              what there is, what is recorded, and about how long the rest takes
-    python -m studies controlled_mnist    one study, and before it the study that its plan rests on
+    python -m studies trials_mnist        one study, and before it the study that its plan rests on
     python -m studies data                fetch the data sets that are not there, and say what data/ holds
     python -m studies claims [7 ...]      write the ledger of the documents' claims, or train and print some of them
 
-Every finished run is recorded at once in results/, so an interrupted call goes on where it stopped.
+Training takes minutes to hours a study on a CPU, as --list estimates within seconds; --budget ends it earlier. Every
+finished run is recorded at once in results/, so an interrupted call goes on where it stopped.
 RETRAIN=1 trains again what is recorded, into results/again/, and shows both.
 """
 
@@ -77,16 +78,27 @@ def listing(full: bool = False) -> str:
         try:
             planned, found = study.planned(full or study.for_gpu()), study.read()
         except Incomplete as error:
-            lines.append(f"{study.name:25}  {'waits':>11}  {'':>10}  {study.question} ({error})")
+            why = f"waits for {study.needs}: {error}"
+            lines.append(f"{study.name:25}  {'waits':>11}  {'unknown':>10}  {study.question} ({why})")
             continue
-        done = [found[run] for run in planned if run in found]
-        missing = len(planned) - len(done)
-        hours = again.hours(missing, done or found.values())
+        done = {run: found[run] for run in planned if run in found}
+        missing = [run for run in planned if run not in found]
+        hours = again.hours(missing, done, found)
         recorded = f"{len(done)} of {len(planned)}"
         lines.append(f"{study.name:25}  {recorded:>11}  {hours if missing else '-':>10}  {study.question}")
     return "\n".join(
-        [*lines, f"\nHours: one run at a time, from the median of recorded runs, where there are any on {here}."]
+        [
+            *lines,
+            "\nHours: one run at a time, from the median of recorded runs of the same data set and for as many epochs, "
+            f"where there are any on {here}.\nwaits: its plan is made from records that are not complete.",
+        ]
     )
+
+
+def fetch() -> None:
+    """Fetch the data sets that are not there, and say what data/ holds."""
+    for name in data.SETS:
+        print(f"data/ holds {name}: {len(data.load(name, paths.PROJECT / 'data').test)} test images")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -99,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="the runs as a GPU affords them")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="after these no further run is started")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs trained at the same time")
+    parser.add_argument("--fetch", action="store_true", help="fetch all data sets that are not there before training")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: give the number of runs at the same time, 1 or more")
@@ -107,21 +120,24 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"full": options.full, "n_jobs": options.jobs, "budget": options.budget}
     try:
         paths.smoke(), paths.retrain()  # a wrong setting stops before any training, and so does a wrong name
-        if not options.list and options.names != ["data"] and options.names[:1] != ["claims"]:
-            records.check_committed()
         if options.list:
             print(listing(options.full))
         elif options.names == ["data"]:
-            for name in data.SETS:
-                print(f"data/ holds {name}: {len(data.load(name, paths.PROJECT / 'data').test)} test images")
+            fetch()
         elif options.names[:1] == ["claims"]:
             numbers = claims.numbers(options.names[1:])
+            if options.fetch:
+                fetch()
             train(claims.needed(numbers), **settings)
             print(claims.printed(numbers)) if numbers else claims.write_ledger(
                 claims.ledger(evidence.read() | replicas.recorded())
             )
         else:
-            train([study for name in options.names or STUDIES for study in named(name)], **settings)
+            chosen = [study for name in options.names or STUDIES for study in named(name)]
+            records.check_committed()
+            if options.fetch:
+                fetch()
+            train(chosen, **settings)
     except KeyboardInterrupt:
         sys.exit("interrupted: what had finished is recorded")
     except Exception as error:

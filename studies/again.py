@@ -29,7 +29,7 @@ def train(study, full: bool = False, **options) -> None:
     if missing:
         print(
             f"RETRAIN=1: {len(missing)} runs of {study.name} are trained again into results/{FOLDER}/, one at a time "
-            f"in about {hours(len(missing), recorded.values())} hours; interrupted, it goes on where it stopped"
+            f"in about {hours(missing, recorded)} hours; interrupted, it goes on where it stopped"
         )
         again = own.train(full, **options)
     if missing or (study.name, full) not in _shown:
@@ -57,11 +57,32 @@ def side_by_side(recorded: dict, again: dict, names: dict) -> pd.DataFrame:
     return found.reset_index().rename(columns={"recorded": f"{metric}, recorded"})
 
 
-def hours(runs: int, recorded) -> str:
-    """About how long so many runs take, one at a time: by the median of the recorded ones, if there are any of those
-    from this machine."""
+def hours(missing: list, *recorded: dict) -> str:
+    """About how long these runs take, one at a time: by the median seconds of recorded runs of the same data set, for
+    as many epochs. Of several dicts of records the first that has such runs counts, and of its runs those from this
+    machine, if there are any. "unknown" if there is none."""
     here = records.environment(device.best_device())["device"]
-    timed = [record for record in recorded if "seconds" in record]
-    seconds = [record["seconds"] for record in timed if record.get("device") == here]
-    seconds = seconds or [record["seconds"] for record in timed]
-    return f"{runs * statistics.median(seconds) / 3600:.1f}" if seconds else "unknown"
+    total = 0.0
+    for name in {_data(run) for run in missing}:
+        known = next((timed for found in recorded if (timed := _timed(found, name))), [])
+        if not known:
+            return "unknown"
+        per_epoch = [seconds for seconds, where in known if where == here] or [seconds for seconds, _ in known]
+        total += statistics.median(per_epoch) * sum(_epochs(run) for run in missing if _data(run) == name)
+    return f"{total / 3600:.1f}"
+
+
+def _timed(found: dict, name: str) -> list[tuple[float, str]]:
+    """Seconds of an epoch, and the device, of the recorded runs of that data set."""
+    return [
+        (record["seconds"] / _epochs(run), record.get("device", ""))
+        for run, record in found.items() if _data(run) == name and "seconds" in record
+    ]  # fmt: skip
+
+
+def _data(run) -> str:
+    return getattr(run, "data", "")
+
+
+def _epochs(run) -> int:
+    return getattr(run, "epochs", 1)

@@ -1,8 +1,9 @@
 """Trained weights of the networks whose embeddings the notebooks show: a network and its head, ready in a second.
 
-    python -m studies.pretrained [NAME ...]    train them again, half a minute each, and write results/weights/
+    python -m studies.pretrained [NAME ...]    train them again and write results/weights/
 
-A file holds the weights in half precision and says what made them: configuration, commit and test accuracy.
+Each takes about half a minute. A file holds the weights in half precision and says what made them: configuration,
+commit and test accuracy.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def machine(on: torch.device, threads: int) -> str:
 @functools.cache
 def _generation() -> tuple[str, ...]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:  # not Linux
         return (platform.processor() or platform.machine(),)
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from lib import data as datasets
 from lib import device, metrics
+from lib.train import hidden
 from studies import checked, records, runs, smoke, study
 from studies import s1 as s1_study
 from studies.study import Incomplete, Study
@@ -351,7 +352,7 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
     optimizer = {"Adam": torch.optim.Adam, "SGD": sgd}[run.optimizer](weights, lr=run.lr, fused=True)
     history = {"loss": [], "test_accuracy": [], "leaked_accuracy": [], "seconds": []}
     seconds, factors, warmup = 0.0, [], run.margin_warmup * len(part) / run.batch_size  # in steps
-    for epoch in tqdm(range(run.epochs), disable=not progress, unit="epoch", ncols=100, file=sys.stdout):
+    for epoch in tqdm(range(run.epochs), disable=hidden(progress), unit="epoch", ncols=100, file=sys.stdout):
         start, total = time.perf_counter(), torch.zeros((), device=on)
         model.train()
         order = torch.randperm(len(part), generator=generator).to(on)

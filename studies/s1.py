@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lib import data as datasets
 from lib import device, losses, metrics
+from lib.train import hidden
 from studies import checked, records, runs, smoke
 from studies.study import Incomplete, Study
 
@@ -245,7 +246,7 @@ def execute(run: Arm, progress: bool = False) -> tuple[Model, dict]:
     steps = math.ceil(len(part) / run.batch_size)
     history, factors, seconds = {}, [], 0.0
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # by default a GPU shortens fp32
-        for epoch in tqdm(range(run.epochs), disable=not progress, unit="epoch", ncols=100, file=sys.stdout):
+        for epoch in tqdm(range(run.epochs), disable=hidden(progress), unit="epoch", ncols=100, file=sys.stdout):
             start, (total, still) = time.perf_counter(), torch.zeros(2, device=on)
             order = torch.randperm(len(part), generator=generator).to(on)
             for step, index in enumerate(order.split(run.batch_size), epoch * steps):

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from lib import device, paths
+from lib.train import hidden
 from studies import again, machine, records, smoke
 
 
@@ -125,7 +126,7 @@ class Study:
         )
         trained = 0
         # what trains writes nothing itself, for it may be on another machine
-        bar = tqdm(jobs, total=len(missing), unit="run", disable=not missing, file=sys.stdout)
+        bar = tqdm(jobs, total=len(missing), unit="run", disable=hidden(bool(missing)), file=sys.stdout)
         try:
             for run, record, extra in bar:
                 if record:
@@ -152,7 +153,8 @@ class Study:
             report += f", {len(planned) - len(done)} left for the next start ({why})"
         print(report)
         if log := os.environ.get("RUN_LOG"):
-            with contextlib.suppress(OSError), open(log, "a") as file:  # of a full disk other lines speak
+            # of a full disk other lines speak
+            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:
                 file.write(report + "\n")
         return {run: found[run] for run in done}
 

@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 from test_tuning import record_trials
 
+from lib import device
+from report import __main__ as report_main
 from report import environment
 from report.__main__ import COMMANDS
 from report.__main__ import main as report
-from studies import claims, replicas, runs
+from studies import __main__ as studies_main
+from studies import again, claims, records, replicas, runs
 from studies.__main__ import STUDIES
 from studies.__main__ import main as studies
 from studies.study import Study
@@ -50,7 +53,7 @@ def test_list_of_an_empty_folder(project, capsys):
     out = capsys.readouterr().out
     rows = {line.split()[0]: line for line in out.splitlines() if line}
     assert rows.keys() >= STUDIES.keys() and "0 of 27" in rows["mnist"] and "unknown" in rows["mnist"]
-    assert " waits " in rows["controlled_mnist"] and "lacks 80 of 80 trials" in rows["controlled_mnist"]
+    assert re.search(r" waits +unknown .*\(waits for tuning_mnist: .*lacks 80 of 80 trials", rows["controlled_mnist"])
     assert not files(project)
 
 
@@ -83,6 +86,54 @@ def test_list_of_what_is_recorded(project, capsys):
 )
 def test_studies_refuse_in_one_line(untrained, arguments, message):
     assert message in refused(studies, *arguments) and not files(untrained)
+
+
+def test_hours_are_those_of_the_same_data_set_and_as_many_epochs(monkeypatch):
+    here = records.environment(device.best_device())["device"]
+    found = {
+        runs.recipe("mnist", "ArcFace", seed, epochs=2): {"seconds": 100.0 + seed, "device": here} for seed in range(3)
+    }
+    found[runs.recipe("mnist", "ArcFace", 9, epochs=2)] = {"seconds": 9000.0, "device": "another"}
+    more = [runs.recipe("mnist", "ArcFace", seed, epochs=20) for seed in range(10)]
+    assert again.hours(more, {}, found) == f"{10 * 20 * 101 / 2 / 3600:.1f}" == "2.8"
+    assert again.hours([runs.recipe("cifar10", "ArcFace")], {}, found) == "unknown"
+    assert again.hours([*more, runs.recipe("cifar10", "ArcFace")], found) == "unknown"
+    own = {more[0]: {"seconds": 20.0, "device": "another"}}
+    assert again.hours(more[1:], own, found) == again.hours(more[1:], own) == "0.1"
+    assert again.hours([], {}, found) == "0.0"
+
+
+def test_hours_of_another_data_set_in_the_same_file_count_for_none(project, capsys):
+    (project / "results").mkdir()
+    runs_of_mnist = [line for line in (ROOT / "results" / "s1.jsonl").read_text().splitlines() if '"mnist"' in line]
+    (project / "results" / "s1.jsonl").write_text("\n".join(runs_of_mnist) + "\n")
+    studies(["--list"])
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert re.search(r" \d+\.\d  S1", rows["s1_waterfall_mnist"])
+    for name in ("s1_published_cifar10", "s1_same_network_cifar10", "s1_waterfall_cifar10", "s1_precision"):
+        assert " unknown " in rows[name]
+
+
+def test_an_unknown_name_is_said_before_a_changed_tree(untrained, monkeypatch):
+    monkeypatch.setattr(records, "commit", lambda: "abc1234+")
+    assert "unknown study 'nothing'" in refused(studies, "nothing")
+    assert "not committed" in refused(studies, "mnist")
+
+
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--budget", "abc"], ["nothing"], ["claims", "x"]])
+def test_data_are_fetched_when_options_and_names_are_right(untrained, monkeypatch, wrong):
+    fetched, called = [], []
+    monkeypatch.setattr(studies_main, "fetch", lambda: fetched.append("all"))
+    monkeypatch.setattr(report_main, "_call", lambda module, *arguments: called.append([module, *arguments]))
+    report_main.study(*wrong)
+    assert called == [["studies", "--fetch", *wrong]]
+    refused(studies, *called[0][1:])
+    assert not fetched
+    monkeypatch.setattr(Study, "train", lambda *args, **options: fetched.append("trained"))
+    studies(["--fetch", "mnist"])
+    assert fetched == ["all", "trained"]
+    studies(["--fetch", "--list"])
+    assert fetched == ["all", "trained"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("PROFILE", "foo"), ("RETRAIN", "yes")])
@@ -141,7 +192,7 @@ def test_the_ledger_is_written_and_a_claim_printed(project, monkeypatch, capsys)
 
 RUNNABLE = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-    for part in ("lib", "studies", "report", "benchmarks")
+    for part in ("lib", "studies", "course", "report", "benchmarks")
     for path in sorted((ROOT / part).rglob("*.py"))
     if '\nif __name__ == "__main__":' in path.read_text()
 ]
@@ -157,15 +208,16 @@ def test_help_starts_nothing(project, monkeypatch, capsys, name):
         runpy.run_module(name, run_name="__main__")
     out, err = capsys.readouterr()
     assert ended.value.code == 0 and out.startswith("usage: ") and len(out.splitlines()) > 4 and not err
+    assert re.search(r"\btakes\b[^.:]*\b(second|minute|hour)", out)
     assert not files(project)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("setting", ["PROFILE", "RETRAIN"])
 @pytest.mark.parametrize(
-    "name", [name for name in RUNNABLE if name.startswith("benchmarks.") and "sharded" not in name]
+    "name", [name for name in RUNNABLE if name.startswith(("benchmarks.", "course.")) and "sharded" not in name]
 )
-def test_a_benchmark_refuses_a_wrong_setting_in_one_line(project, monkeypatch, capsys, name, setting):
+def test_a_measurement_refuses_a_wrong_setting_in_one_line(project, monkeypatch, capsys, name, setting):
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setenv(setting, "fast")
@@ -176,7 +228,7 @@ def test_a_benchmark_refuses_a_wrong_setting_in_one_line(project, monkeypatch, c
 
 
 def test_all_that_can_be_run_is_found():
-    assert {"studies", "report", "benchmarks.head_costs", "benchmarks.recipes"} <= set(RUNNABLE)
+    assert {"studies", "course.form", "report", "benchmarks.head_costs", "benchmarks.recipes"} <= set(RUNNABLE)
 
 
 def test_a_mistake_is_one_line_and_no_traceback():
@@ -242,7 +294,15 @@ def test_an_older_python_is_refused_in_one_line(version):
         pytest.skip(f"no Python {version} here")
     done = subprocess.run([old, "-m", "report", "status"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: Python 3.10 or newer is needed")
+    assert done.stderr.startswith(f"error: Python 3.10 to 3.14 is needed, this is {version}: ")
+
+
+def test_a_newer_python_is_refused_in_one_line_before_anything_is_installed():
+    code = "import runpy, sys; sys.version_info = (3, 15, 0, 'final', 0); sys.argv = ['report', 'setup']; "
+    code += "sys.modules['subprocess'] = None; runpy.run_module('report', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == "error: Python 3.10 to 3.14 is needed, this is 3.15: call one of these\n"
 
 
 def test_the_driver_starts_without_any_package():

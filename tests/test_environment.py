@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ GROUPS = PROJECT["dependency-groups"]
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
 REQUIREMENTS = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
 CUDA = ("nvidia-", "cuda-", "triton")
+MAIN, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("report/__main__.py", "README.md"))
 
 
 def name(requirement):
@@ -111,7 +113,7 @@ def test_the_lock_is_that_of_pyproject():
     }
     assert locked == wanted
     assert [entry["name"] for entry in project["metadata"]["requires-dist"]] == ["torch"]
-    assert LOCK["requires-python"] == PROJECT["project"]["requires-python"]
+    assert LOCK["requires-python"].replace(" ", "") == PROJECT["project"]["requires-python"]
 
 
 def test_the_lock_names_public_places_only():
@@ -136,7 +138,19 @@ def test_conda_gets_them_too():
     assert pip == {"pip": ["-r requirements.txt", "-e ."]}
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+
+
+def test_the_same_pythons_are_named_everywhere():
+    first, last = PYTHONS[0], PYTHONS[-1]
+    after = f"3.{int(last.partition('.')[2]) + 1}"
+    assert PROJECT["project"]["requires-python"] == f">={first},<{after}"
+    assert f"if not (3, {first[2:]}) <= sys.version_info < (3, {after[2:]}):" in MAIN
+    for text in (MAIN, README, (ROOT / "requirements.txt").read_text(encoding="utf-8")):
+        assert f"{first} to {last}" in text and f"Python {first} or newer" not in text
+
+
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("system", ["win_amd64", "macosx_14_0_arm64", "manylinux x86_64", "manylinux aarch64"])
 def test_the_lock_has_wheels(python, system):
     """Of the packages that are not pure Python, one that fits; by their names alone."""
@@ -363,6 +377,24 @@ def test_pypi_is_taken_where_the_cpu_build_fails(outside, monkeypatch, capsys):
     assert outside[-1][1] == "sync" and "PyPI's is taken" in capsys.readouterr().out
 
 
+# ---------------------------------------------------------------- its size
+
+
+@pytest.mark.parametrize(("bytes_there", "fits"), [(2**20, True), (3 * 2**20, False)])
+def test_more_on_disk_than_readme_says_is_an_error(tmp_path, bytes_there, fits):
+    size = runpy.run_path(str(ROOT / ".ci" / "size.py"))
+    assert size["stated"](README) == float(re.search(r"^\| all tests passed .*\| ([\d.]+) GB", README, re.M)[1]) > 1
+    (tmp_path / "file").write_bytes(bytes(bytes_there))
+    (tmp_path / "again").hardlink_to(tmp_path / "file")  # counted once
+    said = size["compared"](tmp_path, 2 / 1024)
+    assert said.startswith("error: ") is not fits and "\n" not in said
+
+
+def test_a_readme_without_the_size_is_an_error():
+    with pytest.raises(ValueError, match=r"^README's table names no GB"):
+        runpy.run_path(str(ROOT / ".ci" / "size.py"))["stated"]("| all tests passed | 200 | much |")
+
+
 # ---------------------------------------------------------------- Colab
 
 
@@ -389,8 +421,33 @@ def test_colab_installs_what_is_missing_and_changes_nothing_else(monkeypatch, tm
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "said"),
+    [
+        ("2.9.0+cu126", "0.24.0", ""),
+        ("2.10.0", "0.25", ""),
+        ("2.8.0+cu126", "0.24.1", "(torch 2.8.0+cu126, needed is torch>=2.9)"),
+        ("1.13", "0.9.0", "(torch 1.13, needed is torch>=2.9, torchvision 0.9.0, needed is torchvision>=0.24)"),
+    ],
+)
+def test_a_pytorch_on_colab_that_is_too_old_is_named_with_a_cure(monkeypatch, capsys, torch, torchvision, said):
+    there = {name(requirement): "99" for requirement in GROUPS["study"]} | {"torch": torch, "torchvision": torchvision}
+    distributions = [type("D", (), {"metadata": {"Name": key}, "version": value}) for key, value in there.items()]
+    monkeypatch.setattr(colab.importlib.metadata, "distributions", lambda: distributions)
+    monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: (_ for _ in ()).throw(FileNotFoundError))
+    if not said:
+        colab.install()
+        return
+    with pytest.raises(SystemExit) as ended:
+        main(["on_colab"])
+    line = str(ended.value.code)
+    assert line.startswith(f"error: PyTorch is too old here {said} and is not replaced: choose the latest runtime")
+    assert "\n" not in line and not capsys.readouterr().out
+
+
 def test_colab_says_which_gpu_it_found(monkeypatch, capsys):
     monkeypatch.setattr(colab, "lacking", lambda: ([], []))
+    monkeypatch.setattr(colab, "too_old", list)
     done = subprocess.CompletedProcess([], 0, stdout="Tesla T4\n")
     monkeypatch.setattr(colab.subprocess, "run", lambda *a, **o: done)
     colab.install()

@@ -114,11 +114,46 @@ assert matplotlib.rcParams == style
 """
 
 
-def test_an_import_starts_no_process_and_sets_nothing():
-    names = [
-        name for name in FILES if name.startswith(("lib", "studies", "course", "benchmarks")) and name != "lib.__main__"
+def states_no_encoding(call):
+    """Whether a call opens a file as text, in the encoding of whatever system it runs on."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if name not in ("open", "read_text", "write_text") or any(word.arg == "encoding" for word in call.keywords):
+        return False
+    if name == "write_text":  # ASCII is the same everywhere
+        text = call.args[0] if call.args else None
+        return not (isinstance(text, ast.Constant) and str(text.value).isascii())
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    modes = [arg.value for arg in [*call.args, *(word.value for word in call.keywords)] if hasattr(arg, "value")]
+    binary = any(isinstance(mode, str) and "b" in mode for mode in modes)
+    return name == "read_text" or not (binary or owner in ("Image", "os", "pikepdf", "urllib"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_file_of_text_states_its_encoding(part):
+    calls = [
+        (path.relative_to(ROOT).as_posix(), node.lineno)
+        for path in sorted((ROOT / part).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and states_no_encoding(node)
     ]
-    command = [sys.executable, "-c", FRESH, *names, "report", "report.__main__"]
+    assert calls == []
+
+
+def test_every_progress_bar_is_for_terminals_and_notebooks():
+    """Off them, as in a log file, each time that it is drawn would be a line."""
+    for part in PARTS:
+        for path in (ROOT / part).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tqdm":
+                    shown = {word.arg: ast.unparse(word.value) for word in node.keywords}["disable"]
+                    assert shown == "None" or shown.startswith("hidden("), path
+
+
+def test_an_import_starts_no_process_and_sets_nothing():
+    # the settings of Sphinx are no module, and the set-up cell is a notebook's
+    names = [name for name in FILES if name not in ("report.site.pages.conf", "report.set_up_cell")]
+    assert {"report.pdf", "report.cells", "report.formulas", "report.notebooks", "report.site"} <= set(names)
+    command = [sys.executable, "-c", FRESH, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""

@@ -552,6 +552,21 @@ def test_what_is_handed_in_runs_elsewhere(tmp_path, monkeypatch):
     tests = run("-m", "pytest", "-q", "-p", "no:xdist", "tests/test_losses.py", "-k", "ArcFace and not compile")
     assert " passed" in tests or "100%" in tests
     assert re.search(r"^mnist +27 of 27 ", run("-m", "studies", "--list"), re.M)  # with its records
+    readme = (home / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", readme)
+    assert {name.replace(".zip", ".pdf"), "notebooks/06_unseen_classes.py", "studies/PROTOCOL.md"} <= set(links)
+    named = re.findall(r"^python ([\w/]+\.py)|pytest ([\w/]+\.py)|`(\w+\.pdf)`", readme, re.M)
+    there = [*links, *("".join(found) for found in named)]
+    assert len(named) == 4 and not [place for place in there if not (home / place).exists()]
+    assert "python -m studies data" in readme and "data/cifar-10-batches-py/" in readme
+    assert "make " not in readme and "python -m report" not in readme
+    for command in ("build", "status", "submission A B 1", "pdf"):
+        done = subprocess.run(
+            [sys.executable, "-m", "report", *command.split()], cwd=home, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: this folder holds no notebooks, as the zip that is handed in")
+    assert not (home / ".venv").exists() and not (home / "data").exists()
     script = (home / "notebooks" / "02_arcface_derivation.py").read_text(encoding="utf-8")
     parts = script.split("\n# ## ")  # its first sections: all of it takes a minute
     (home / "notebooks" / "02_begin.py").write_text("\n# ## ".join(parts[:4]), encoding="utf-8")

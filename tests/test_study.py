@@ -1,5 +1,6 @@
 """Records, and studies that train what these lack: resumed, killed, with a budget, in several processes."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -443,6 +444,16 @@ def test_a_full_disk_leaves_the_records_as_they_were(project, ending):
     assert json.loads(done.stderr)["config"]["seed"] == 9
     assert path.read_bytes() == whole + ending.replace(b'{"torn', b"")
     assert list(records.read(path, runs.Config)) == [tiny(seed=1)]
+
+
+def test_a_study_logged_to_a_file_leaves_one_line(project):
+    def execute(run, progress):
+        return None, fake(run)
+
+    log = project / "log"
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        of([tiny(seed=seed) for seed in range(30)], execute).train()
+    assert len(re.split(r"[\r\n]+", log.read_text(encoding="utf-8").strip())) == 1  # what was trained
 
 
 class Disk:

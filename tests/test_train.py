@@ -1,5 +1,7 @@
 import collections
+import contextlib
 import dataclasses
+import io
 import math
 import platform
 import re
@@ -498,10 +500,23 @@ def test_fp16_trains_with_a_scaled_loss(digits, monkeypatch, muon_lr):
 # ---------------------------------------------------------------- the progress bar, evaluation
 
 
-def test_progress_bar_shows_loss_and_accuracy(digits, capsys):
+def test_progress_bar_shows_loss_and_accuracy(digits, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     fit(build(digits), digits, progress=True)
     shown = capsys.readouterr().out
     assert re.search(r"accuracy=[\d.]+%, loss=\d\.\d{3}, val=[\d.]+%", shown)
+
+
+def test_a_notebook_has_a_bar_and_a_log_file_none(digits, monkeypatch, tmp_path):
+    log = tmp_path / "log"
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        fit(build(digits), digits, progress=True, epochs=2)
+    assert log.read_bytes() == b""
+    kernels = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()  # it is no terminal either
+    with contextlib.redirect_stdout(kernels):
+        fit(build(digits), few(digits, 1), progress=True)
+        assert not train.hidden(True) and train.hidden(False)
+    assert "accuracy=" in kernels.getvalue()
 
 
 def test_embed_is_the_network_in_evaluation_mode(digits):

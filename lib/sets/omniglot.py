@@ -115,7 +115,8 @@ def one_shot_runs(root: Path) -> tuple[Tensor, Tensor, Tensor]:
     for run in runs:
         file = root / Omniglot.folder / "one_shot_runs" / run / "class_labels.txt"
         try:  # lines like "run01/test/item01.png run01/training/class08.png"
-            answers.append([int(line.split()[1][-6:-4]) - 1 for line in sorted(file.read_text().splitlines())])
+            lines = sorted(file.read_text(encoding="ascii").splitlines())
+            answers.append([int(line.split()[1][-6:-4]) - 1 for line in lines])
             whole = sorted(answers[-1]) == list(range(tests.shape[1]))
         except (OSError, ValueError, IndexError):
             whole = False
