@@ -1,20 +1,23 @@
 """Names beside lines, where a legend would have too many."""
 
+import numpy as np
 from matplotlib.axes import Axes
 
 
 def beside(ax: Axes, size: float = 8) -> None:
     """Write the label of every line right of the panel, at the height of its last point and in its colour; labels
     that would overlap are moved apart. To be called when all lines are drawn."""
-    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    lines = sorted(lines, key=lambda line: line.get_ydata()[-1])
+    named = [
+        (str(line.get_label()), float(np.asarray(line.get_ydata())[-1]), line.get_color()) for line in ax.get_lines()
+    ]
+    named = sorted((one for one in named if not one[0].startswith("_")), key=lambda one: one[1])
     ax.figure.canvas.draw()  # only then is the height of the panel settled
     points = 72 / ax.figure.dpi
-    ends = [points * ax.transData.transform((ax.get_xlim()[1], line.get_ydata()[-1]))[1] for line in lines]
-    for line, end, place in zip(lines, ends, apart(ends, 1.25 * size), strict=True):
+    ends = [points * float(ax.transData.transform((ax.get_xlim()[1], end))[1]) for _, end, _ in named]
+    for (text, end, colour), now, place in zip(named, ends, apart(ends, 1.25 * size), strict=True):
         ax.annotate(
-            line.get_label(), (1, line.get_ydata()[-1]), (5, place - end), xycoords=("axes fraction", "data"),
-            textcoords="offset points", va="center", fontsize=size, color=line.get_color(), annotation_clip=False,
+            text, (1, end), (5, place - now), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="center", fontsize=size, color=colour, annotation_clip=False,
         )  # fmt: skip
 
 
