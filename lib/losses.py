@@ -269,10 +269,13 @@ class Head(nn.Module):
         constants = {name: getattr(self, name) for name in self.ranges()}
         return {"head": type(self).__name__, **constants, "margin_scale": self.margin_scale}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        own = self.get_extra_state() | {"margin_scale": state["margin_scale"]}
-        if state != own:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        own, state = self.get_extra_state(), state_dict.get(f"{prefix}_extra_state")
+        if state and state != own | {"margin_scale": state["margin_scale"]}:  # before any tensor is overwritten
             raise ValueError(f"the state of {state} does not fit {own}: make the head with the same constants")
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         self.margin_scale = state["margin_scale"]
 
     def extra_repr(self) -> str:
@@ -360,12 +363,11 @@ class CombinedMargin(Head):
 class AdaLoss(Head):
     """ArcFace whose margin follows each class's difficulty: the rule S1 and S2 state in words.
 
-    m_c = clip(m w (d_c / mean d)^gamma, m_min, m_max); target cos(theta_y + m_y). d_c in [0, 1]
-    is the running mean of 1 - p_y under the margin-free softmax of class c's training samples; w is
-    margin_scale. Hard classes get more margin and easy ones less. Without the bounds the mean over the
-    classes is m for gamma = 1, less for a smaller gamma and more for a larger one; m_max lowers it. No gradient
-    flows through m_c. An absolute rule (m_c linear in d_c) locks in: at the start every class is hard and gets
-    the largest margin. rate: the share of a batch in the running mean.
+    m_c = clip(m w (d_c / mean d)^gamma, m_min, m_max); target cos(theta_y + m_y). d_c in [0, 1] is the running mean of
+    1 - p_y under the margin-free softmax of class c's training samples; w is margin_scale. Hard classes get more margin
+    and easy ones less. Without the bounds the mean over the classes is m for gamma = 1, less for a smaller gamma and
+    more for a larger one; m_max lowers it. No gradient flows through m_c. An absolute rule (m_c linear in d_c) locks
+    in: at the start every class is hard and gets the largest margin. rate: the share of a batch in the running mean.
     """
 
     m: Angle = 0.3

@@ -47,7 +47,7 @@ def fit(
     mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their
     best temperature, so comparable between heads), seconds (training, and the head's ``epoch_end``; cumulative)
     and what the head's ``describe`` gives. Values are read once an epoch, for the device waits meanwhile, with progress
-    also every 50 steps, and in fp16 each step reads two of the gradient scaler's. A loss that is not finite raises
+    up to four times more, and in fp16 each step reads two of the gradient scaler's. A loss that is not finite raises
     FloatingPointError at the end of its epoch, or ValueError if labels or embeddings were invalid.
     """
     device, head = data.train.labels.device, classifier(model).head
@@ -76,7 +76,7 @@ def fit(
             for schedule in schedules:
                 schedule.step()
             bar.update()
-            if progress and step % 50 == 49:
+            if progress and not (step + 1) % max(50, steps // 4):
                 update_bar(bar, *(total / (step + 1)).tolist(), epoch=epoch + 1)
         total[1] /= steps
         total_loss, accuracy = total.tolist()

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image
 
-from report import ansi, formulas
+from report import ansi, formulas, markup
 from report.notebooks import line, sections
 
 PICTURES = {
@@ -44,10 +44,13 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
         def markdown(text, here=here, number=number):
             here.append(_markdown(_clean(text), strict, macros, lambda message: complain(message, number)))
 
+        def html(text, here=here, number=number):
+            here.append(_html(_clean(text), macros, lambda message: complain(message, number)))
+
         if cell.cell_type == "markdown":
             markdown(cell.source)
         elif cell.cell_type == "raw":
-            _raw(cell, add, markdown, lambda message, number=number: complain(message, number))
+            _raw(cell, add, markdown, html, lambda message, number=number: complain(message, number))
         else:
             listing = not strict or "listing" in cell.metadata.get("tags", [])
             hidden = cell.metadata.get("jupyter", {})
@@ -59,8 +62,9 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
                         complain("its output is an error: mend it and execute the notebook", number)
                     continue
                 _output(
-                    output, add, markdown, pictures, lambda message, number=number: complain(message, number), strict
-                )
+                    output, add, markdown, html, pictures,
+                    lambda message, number=number: complain(message, number), strict,
+                )  # fmt: skip
         found += [{**part, "cell": number, "section": section} for part in here]
     return found, pictures
 
@@ -102,19 +106,34 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
     numbers = iter(range(len(listings)))
     text = FENCE.sub(lambda m: f"{m[1]}listing-{next(numbers)}", text)
     text, sources = formulas.remove(text)
-    math = []
-    for source in sources:
-        try:
-            if source.startswith("@@"):
-                raise LookupError
-            math.append(formulas.formula(source, macros))
-        except LookupError:
-            math.append({"source": source, "plain": True})
-        except ValueError as error:
-            complain(str(error))
-            math.append({"source": source, "plain": False})
+    math = _math(sources, macros, complain)
     text, dashes = _tables(text, strict)
     return {"kind": "markdown", "text": text, "dashes": dashes, "math": math, "listings": listings}
+
+
+def _html(text: str, macros: dict, complain) -> dict:
+    if re.search(r"background[\w-]*\s*:[^;{}>]*\burl\(", text):
+        complain("a picture behind the text of an output is not shown: display it as an image")
+    text, sources = markup.prepared(text)
+    return {"kind": "html", "text": text, "math": _math(sources, macros, complain)}
+
+
+def _math(sources: list[str], macros: dict, complain) -> list[dict]:
+    """The formulas as notebook.lua reads them: one that cannot be converted, and what looks like the mark of one, has
+    but its source."""
+    found = []
+    for source in sources:
+        if source.startswith("@@"):
+            found.append({"source": source, "plain": True})
+        elif reference := formulas.REFERENCE.fullmatch(source):
+            found.append({"source": source, "label": reference[2], "round": bool(reference[1])})
+        else:
+            try:
+                found.append(formulas.formula(source, macros))
+            except ValueError as error:
+                complain(str(error))
+                found.append({"source": source, "plain": False})
+    return found
 
 
 def _tables(text: str, strict: bool) -> tuple[str, list[str]]:
@@ -137,12 +156,12 @@ def _tables(text: str, strict: bool) -> tuple[str, list[str]]:
     return "\n".join(out), dashes
 
 
-def _raw(cell, add, markdown, complain) -> None:
+def _raw(cell, add, markdown, html, complain) -> None:
     form = cell.metadata.get("format") or cell.metadata.get("raw_mimetype") or ""
     if form == "text/markdown":
         markdown(cell.source)
     elif form == "text/html":
-        add("html", cell.source)
+        html(cell.source)
     elif form == "text/latex" and re.match(r"\s*(\$|\\begin)", cell.source):
         markdown(cell.source)
     elif cell.source.strip():
@@ -173,21 +192,23 @@ def terminal(text: str) -> str:
     return ansi.terminal(text)[0]
 
 
-def _printed(add, text: str, language: str) -> None:
+def _printed(add, text: str, language: str, complain) -> None:
     """What a cell prints, with its colours."""
+    if ansi.PICTURE.search(text):
+        complain("a picture that a terminal draws is not shown: display it as an image")
     shown, styles = ansi.terminal(text)
     add("code", shown.rstrip("\n"), language=language, **({"styles": ansi.typst(styles)} if styles else {}))
 
 
-def _output(output, add, markdown, pictures, complain, strict) -> None:
+def _output(output, add, markdown, html, pictures, complain, strict) -> None:
     if output.output_type == "stream":
-        _printed(add, output["text"], "stderr" if output["name"] == "stderr" else "output")
+        _printed(add, output["text"], "stderr" if output["name"] == "stderr" else "output", complain)
         return
     if output.output_type == "error":
         if strict:
             complain("its output is an error: mend it and execute the notebook")
         trace = "\n".join(output.get("traceback") or [f"{output.get('ename')}: {output.get('evalue')}"])
-        _printed(add, trace, "stderr")
+        _printed(add, trace, "stderr", complain)
         return
     data = {
         kind: "".join(text) if isinstance(text, list) and not kind.endswith("json") else text
@@ -224,7 +245,7 @@ def _output(output, add, markdown, pictures, complain, strict) -> None:
     elif "text/html" in data and not _script_only(data["text/html"]):
         if strict:
             complain(f"raw html is dropped in the PDF, write markdown: {line(data['text/html'])[:60]}")
-        add("html", data["text/html"])
+        html(data["text/html"])
     elif "text/latex" in data and re.match(r"\s*(\$|\\begin\{(?!tabular|table))", data["text/latex"]):
         markdown(data["text/latex"].strip())
     elif rich := next((kind for kind in data if RICH.match(kind) or kind == "text/html"), None):
@@ -237,7 +258,7 @@ def _output(output, add, markdown, pictures, complain, strict) -> None:
     elif "application/json" in data:
         add("code", json.dumps(data["application/json"], indent=2, ensure_ascii=False), language="json")
     elif "text/plain" in data:
-        _printed(add, data["text/plain"], "output")
+        _printed(add, data["text/plain"], "output", complain)
     elif "text/latex" in data:
         complain("an output of text/latex is no formula and is shown as its source")
         add("code", data["text/latex"], language="")

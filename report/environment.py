@@ -19,8 +19,8 @@ from lib import paths
 # pyproject.toml's groups, with the modules that their packages are imported as
 GROUPS = {
     "report": (
-        "IPython", "matplotlib", "nbclient", "nbconvert", "numpy", "pikepdf", "PIL", "pypandoc", "pypdf",
-        "tqdm", "typst", "yaml",
+        "bs4", "IPython", "lxml", "matplotlib", "nbclient", "nbconvert", "numpy", "pikepdf", "PIL", "pypandoc", "pypdf",
+        "soupsieve", "tinycss2", "tqdm", "typst", "yaml",
     ),
     "study": (
         "torch", "torchvision", "numpy", "scipy", "sklearn", "pandas", "tabulate", "matplotlib", "PIL", "seaborn",

@@ -31,7 +31,7 @@ from traitlets import Bool, Dict, default
 from traitlets.config import Config
 
 from lib import paths
-from report import cells
+from report import cells, markup, styles
 from report.notebooks import line, read, sections
 
 LAYOUT = Path(__file__).resolve().parent / "layout"
@@ -108,12 +108,17 @@ class ReportExporter(TemplateExporter):
         info = self._info(nb, front, home, resources)
         sources = _beside(home, "references.bib", self.strict)
         known = keys(sources) if sources else {}
-        job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": known}
+        labels = {}
+        for one in (one for part in parts for one in part.get("math", [])):
+            labels |= {label: tag for label, tag in one.get("labels", {}).items() if tag or label not in labels}
+        job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": known, "labels": labels}
         with tempfile.TemporaryDirectory() as work:  # typst reads nothing outside its root
             _copy_fonts(Path(work, "fonts"))
-            document = json.loads(pandoc(json.dumps(job), complain, f"--from={LAYOUT / 'notebook.lua'}", "--to=json"))
+            _style_markdown(parts)
+            document = _document(job, complain)
             attachments = {place: cell.get("attachments", {}) for place, cell in zip(places, nb.cells, strict=True)}
             _place_pictures(document, Path(work), home, pictures, attachments, complain)
+            styles.draw(document["blocks"])
             info["title"] = info["title"] or _text(document["meta"].get("title", "")) or _name(resources)
             if sources:
                 shutil.copy(sources, Path(work, "references.bib"))
@@ -263,6 +268,22 @@ def pandoc(text: str, complain, *options: str) -> str:
     return done.stdout.decode()
 
 
+def _document(job: dict, complain) -> dict:
+    return json.loads(pandoc(json.dumps(job), complain, f"--from={LAYOUT / 'notebook.lua'}", "--to=json"))
+
+
+def _style_markdown(parts: list[dict]) -> None:
+    """For the Markdown with elements of HTML in a style: its HTML, styled, which notebook.lua reads then."""
+    chosen = [part for part in parts if part["kind"] == "markdown" and markup.has_styles(part["text"])]
+    if not chosen:
+        return
+    job = {"parts": chosen, "strict": False, "title": "", "keys": {}, "labels": {}, "asked": True}
+    for part, block in zip(chosen, _document(job, lambda *_: None)["blocks"], strict=True):
+        content = block["c"][1]
+        if content and content[0]["t"] == "RawBlock":
+            part["styled"] = markup.styled(content[0]["c"][1])
+
+
 # ---------------------------------------------------------------- pictures
 
 
@@ -272,7 +293,7 @@ def _walk(node, cell=0):
         for one in node:
             yield from _walk(one, cell)
     elif isinstance(node, dict):
-        if node.get("t") == "Div" and "part" in node["c"][0][1]:
+        if node.get("t") == "Div" and "part" in node["c"][0][1] and "section" in dict(node["c"][0][2]):
             cell = int(dict(node["c"][0][2])["cell"])
         if "t" in node:
             yield node, cell

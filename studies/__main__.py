@@ -21,6 +21,7 @@ from studies import (
     beyond_accuracy,
     claims,
     controlled,
+    evidence,
     margin_maps,
     omniglot,
     one_shot,
@@ -116,7 +117,9 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.names[:1] == ["claims"]:
             numbers = claims.numbers(options.names[1:])
             train(claims.needed(numbers), **settings)
-            print(claims.printed(numbers)) if numbers else claims.write_ledger(claims.ledger(replicas.recorded()))
+            print(claims.printed(numbers)) if numbers else claims.write_ledger(
+                claims.ledger(evidence.read() | replicas.recorded())
+            )
         else:
             train([study for name in options.names or STUDIES for study in named(name)], **settings)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lib import heads, models, train
 from lib.data import Data, Split
+from lib.device import precision
 
 
 @dataclass
@@ -44,17 +45,18 @@ def course(
     steps, batch = moments[-1], 128
     torch.manual_seed(seed)
     network = models.network("SmallNet", data.sample(), dim)
-    model = models.Classifier(network, heads.make(head, len(data.classes), dim, **constants))
+    device = data.train.labels.device
+    model = models.Classifier(network, heads.make(head, len(data.classes), dim, **constants)).to(device)
     optimizers = train.build_optimizers(model, lr=0.1, momentum=0.9, weight_decay=5e-4, muon_lr=0.0)
     schedules = [train.one_cycle(optimizer, steps, linear_warmup=0.0) for optimizer in optimizers]
-    scaler, generator = GradScaler(enabled=False), torch.Generator().manual_seed(seed)
+    scaler = GradScaler(device.type, init_scale=2.0**12, enabled=precision(device) == torch.float16)
+    generator = torch.Generator().manual_seed(seed)
     watched, seen = data.val[:images], []
     batches: list = []
     for step in range(steps + 1):
         if step in moments:
-            x, W = train.embed(model, data, watched), model.head.W.detach().clone()
-            with torch.no_grad():
-                correct = model.head(x).argmax(1) == watched.labels
+            x, W = train.embed(model, data, watched), model.head.W.detach().cpu().clone()
+            correct = train.predict(model, data, watched).argmax(1) == watched.labels.cpu()
             seen.append((x, W, correct.float().mean()))
             model.train()
         if step == steps:
@@ -65,4 +67,4 @@ def course(
         for schedule in schedules:
             schedule.step()
     x, W, accuracy = (torch.stack(values) for values in zip(*seen, strict=True))
-    return Course(head, list(moments), x, W, watched.labels, accuracy)
+    return Course(head, list(moments), x, W, watched.labels.cpu(), accuracy)

@@ -30,16 +30,20 @@ def decide(differences, bound: float, comparisons: int = 1) -> dict:
     error = spread / math.sqrt(n)
     outer, inner = (error * stats.t.ppf(1 - tail, n - 1) for tail in (level / 2, level))
     mean = found["mean"]
+    return found | {
+        "low": mean - outer, "high": mean + outer, "inner_low": mean - inner, "inner_high": mean + inner,
+        "verdict": word(mean, outer, inner, bound),
+    }  # fmt: skip
+
+
+def word(mean: float, outer: float, inner: float, bound: float) -> str:
+    """The verdict for a mean difference with an interval of half-width outer, and inner for equivalence; a bound that
+    is no number is none."""
     different = DIRECTION[int(np.sign(mean))] if abs(mean) > outer else ""
     equivalent = abs(mean) + inner < bound
     if different and equivalent:
-        verdict = f"{different} by less than the bound"
-    else:
-        verdict = different or ("equivalent" if equivalent else "not decided")
-    return found | {
-        "low": mean - outer, "high": mean + outer, "inner_low": mean - inner, "inner_high": mean + inner,
-        "verdict": verdict,
-    }  # fmt: skip
+        return f"{different} by less than the bound"
+    return different or ("equivalent" if equivalent else "not decided")
 
 
 def sign_flip_p(differences) -> float:

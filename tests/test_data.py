@@ -204,6 +204,7 @@ def test_epoch_covers_each_image_at_most_once(batch_size, batches):
 BATCHES_OF = {
     "none": ({}, "d49c9325 0942b850 53aceb29 8b965e98 79847b32 32f160b7"),
     "zero border": ({"crop_padding": 2, "flip": True}, "e62f81cd d0449317 d010157f 99108152 5a38d3d9 fd56ee41"),
+    "Omniglot": ({"crop_padding": 2}, "fcddf039 dea44777 602e053b cccbd716 9bb97ff9 3b60fa94"),
     "reflect": (
         {"crop_padding": 2, "flip": True, "reflect": True},
         "a304db1f f0fa26d9 00db298f 5c98c95a e6173b4d abfc306d",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omniglot_stand_in import make as make_omniglot
+from PIL import Image
 from pretend_device import PretendDevice
 from sklearn.metrics import confusion_matrix
 from torch import nn
@@ -21,7 +22,19 @@ from lib import data, heads, metrics, models, train
 from lib.device import best_device, memory_format, precision
 from lib.heads import many_classes, variants
 from lib.sets import omniglot as omniglot_files
-from studies import beyond_accuracy, margin_maps, omniglot, one_shot, replicas, runs, s1, search
+from studies import (
+    beyond_accuracy,
+    forming,
+    margin_maps,
+    omniglot,
+    one_shot,
+    own_images,
+    play,
+    replicas,
+    runs,
+    s1,
+    search,
+)  # fmt: skip
 
 HEADS = heads.heads() | variants.HEADS
 KINDS = ("cuda", "mps")
@@ -457,6 +470,27 @@ def test_a_run_of_every_study(name, device, small):
     model, record = study.execute(run, progress=False)
     assert on(device.kind, state(model))
     assert device.kind == "mps" or record["device"] == "a pretended GPU"
+
+
+def test_the_playground_and_embeddings_that_form(device, small):
+    assert 0 <= play.train("ArcFace", "mnist", size=20, epochs=1).accuracy <= 1
+    course = forming.course(runs.load("mnist"), "AdaLoss", 2, [0, 2], images=4)
+    assert course.x.shape == (2, 4, 2)
+    assert {part.device.type for part in (course.x, course.W, course.y, course.accuracy)} == {"cpu"}
+
+
+@pytest.mark.parametrize("head", ["ArcFace", "AdaLoss"])
+def test_somebodys_own_images(device, head, tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = draw.integers(0, 128, (12, 12, 3), dtype=np.uint8) + np.uint8(127 * (name == "light"))
+            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.png")
+    monkeypatch.setattr(own_images, "pretrained", lambda: None)
+    images = own_images.images_in(tmp_path / "mine", 12)
+    trained = own_images.train(images, head, steps=2, most=2)
+    assert on(device.kind, state(trained.model))
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,6 @@ INPUTS = {
     "an open fence": (["```\nopen", "Result is text", "```"], ["open Result is text"], ""),
     "fence with a title": ('```text title="x"\nbody\n```', ["body", "-title"], ""),
     "fence of a directive": ("```{code-cell}\nbody\n```", "body", ""),
-    "two notes of one name": (["a[^1]\n\n[^1]: first note", "b[^1]\n\n[^1]: second note"], "", ""),
     "two links of one name": (["[one][1]\n\n[1]: https://a.org", "[two][1]\n\n[1]: https://b.org"], "one two", ""),
     "hyphens": ("Run with --full and --jobs 4, a -- b", "Run with --full and --jobs 4, a -- b", ""),
     "quotes": ("\"quoted\" and it's", "\"quoted\" and it's", ""),
@@ -117,12 +116,30 @@ INPUTS = {
     "sympy's matrix": (shown(data(text_latex="$\\displaystyle \\left[\\begin{matrix}1 & 2\\\\3 & 4\\end{matrix}\\right]$")), ["\\[ ?1", "-matrix"], ""),
     "a determinant": ("$$\\left|\\begin{array}{cc} 1 & 2 \\\\ 3 & 4\\end{array}\\right|$$", ["1", "4", "-;|array"], ""),
     "cases as an array": ("$$f = \\left\\{\\begin{array}{ll} 1 & x \\\\ 0 & y\\end{array}\\right.$$", ["f ?= ?\\{ ?1", "-array"], ""),
-    "an array with a rule": ("$$\\begin{array}{c|c} 1 & 2 \\end{array}$$", "array", "the environment array"),
+    "an array with a rule": ("$$\\begin{array}{c|c} 1 & 2 \\end{array}$$", ["1 ?2", "-array|ruled|c\\|c|v1"], ""),
+    "an array of columns of another kind": ("$$\\begin{array}{c@{x}c} 1 & 2 \\end{array}$$", "array", "the environment array"),
     "tags of several lines": ("\\begin{align}\na &= b \\tag{1} \\\\\nc &= d \\tag{2a}\n\\end{align}", ["b ?\\(1\\) ?c", "\\(2a\\)"], ""),
     "tag": ("$$a = b \\tag{7}$$", ["a ?= ?b \\(7\\)", "-tag"], ""),
     "old fonts": ("${\\rm x} {\\bf y}$", ["x ?y", "-rm|bf"], ""),
-    "colour": ("$\\color{red}{x}$", "color", "\\color converts wrongly"),
-    "one-sided bar": ("$$\\left.f\\right|_0$$", "left", "\\left. and \\right."),
+    "nothing to draw": ("$\\color{red}$ $\\left.\\right|$ $\\begin{array}{c|c} \\hline\\end{array}$ $\\begin{cases}\\end{cases}$ $\\phantom{}$ $\\mathop{}$ $\\xrightarrow{}$ end", "end", ""),
+    "colour": ("$\\color{red}{x} + y$", ["x ?\\+ ?y", "-color|red|ff"], ""),
+    "no colour": ("$\\color{nocolour}{x}$", "nocolour", "\\textcolor converts wrongly"),
+    "one-sided bar": ("$$\\left.f\\right|_0$$", ["f ?[|∣∣] ?0", "-left|half"], ""),
+    "below a word": ("$\\underset{i}{\\operatorname{argmin}} f$", ["argmin.*i.*f", "-under"], ""),
+    "a sign of chemistry": ("$\\ce{H2O}$", "ce", "\\ce converts wrongly"),
+    "a macro that is used often": (["$\\newcommand{\\Q}{q}$", "$" + "\\Q+" * 40 + "1$"], ["(q ?\\+ ?){40}1", "-Q"], ""),
+    "a macro with a usual value": ("$\\newcommand{\\n}[2][p]{\\lVert #2 \\rVert_{#1}} \\n{v} = \\n[3]{w}$", ["v ?[∥‖] ?p ?= ?[∥‖] ?w ?[∥‖] ?3", "-#"], ""),
+    "a macro of another kind": ("$\\def\\m#1.{x}\\m y.$", "def", "a definition of \\m that is not known"),
+    "a macro for a font": ("$\\def\\b{\\mathbb}\\let\\c\\b \\b{R}\\c{N}$", ["R ?N", "-b"], ""),
+    "an operator of one's own": ("$\\DeclareMathOperator*{\\amin}{arg\\,min}\\amin_x f$", ["arg ?min", "-amin"], ""),
+    "a pair of delimiters": ("$\\DeclarePairedDelimiter{\\av}{\\langle}{\\rangle}\\av{x}$", ["⟨ ?x ?⟩", "-av"], ""),
+    "a package": ("$\\require{cancel} \\cancel{x}$", ["x", "-require|cancel"], ""),
+    "a reference to a formula": (["see \\eqref{eq:a} and \\ref{eq:a}", "$$a \\tag{7b}\\label{eq:a}$$"], ["see \\(7b\\) and 7b a \\(7b\\)", "-ref|label|eq:"], ""),
+    "a reference within a formula": ("$$b \\tag*{B}\\label{eq:b}$$\n\n$$c = \\eqref{eq:b}$$", ["b B c ?= ?\\(B\\)", "-ref|label"], ""),
+    "a reference to nothing": ("see \\eqref{none}", "see \\(\\?\\?\\?\\)", "\\eqref{none}: no formula has this label and a \\tag"),
+    "no reference in code": ("`\\eqref{x}`", r"\\eqref\{x\}", ""),
+    "a formula in the tag": ("$$a = b \\tag{$*$}$$", ["a ?= ?b ?\\( ?[∗*] ?\\)", "-tag|[$]"], ""),
+    "pairs of columns": ("\\begin{align} a &= b & c &= d \\\\ e &= f & g &= h \\end{align}", ["a ?= ?b c ?= ?d", "-&"], ""),
     "no command": ("$\\notacommand x$", "notacommand", "\\notacommand converts wrongly"),
     "unbalanced": ("$$\\frac{a}{b$$ text", "frac", "pandoc cannot convert"),
     "too wide": ("$$" + " + ".join(["x"] * 90) + "$$", "x", ""),
@@ -146,7 +163,6 @@ INPUTS = {
     "linked picture": ("[![linked](a.png)](https://x.org)", "Figure \\d+. linked", ""),
     "figure of html": ('<figure><img src="a.png" alt="alternative"><figcaption>the caption</figcaption></figure>', ["Figure \\d+. the caption", "-alternative"], ""),
     "table in a list": ("- item\n  | a | b |\n  |---|---|\n  | 1 | 2 |", ["item a b 1 2", "-\\|"], ""),
-    "note with a formula": ("a[^n]\n\n[^n]: of $x^2$ and `code`", ["x ?2 and code", "-\\["], ""),
     "two headings of one name": ("### Same\n\n### Same\n\n[one](#Same) [two](#same-1)", "Same Same one two", ""),
     "anchor of html": ('<a id="place"></a>\n\n[there](#place)', "there", ""),
     "html picture": ('<img src="a.png" width="900" alt="by html">', "by html", ""),
@@ -187,6 +203,23 @@ INPUTS = {
     "error": (shown(new_output("error", ename="E", evalue="v", traceback=["\x1b[31mTraceback\x1b[0m", "E: v"])), "Traceback E: v", ""),
     "colours": (shown(stream("\x1b[31mred\x1b[0m text\n")), ["red text", "-31m"], ""),
     "progress": (shown(stream("10%\r20%\r"), stream("100%\n")), ["100%", "-10%|20%"], ""),
+    "bars within bars": (shown(stream("outer: 0%\n"), stream("\rinner: 9%\x1b[A\router: 9%\n\r          \x1b[A\router: 99%\n", "stdout")), ["outer: 99%", "-inner|outer: 9%|\\[A"], ""),
+    "a link in what is printed": (shown(stream("see \x1b]8;;https://x.org\x07there\x1b]8;;\x07.")), ["see there\\.", "-8;;"], ""),
+    "formulas in a table": (shown(data(text_html="<table><tr><th>f</th></tr><tr><td>$\\alpha$ and \\(b^2\\)</td><td>$5</td></tr></table>", text_plain="plain")), ["f α and b ?2 \\$5", "-alpha"], ""),
+    "formulas in html": (shown(data(text_html="<p>$$\\beta$$ \\\\[c\\\\] \\\\begin{align}d\\\\end{align} cost \\\\$5 <code>$no$</code> <b class='tex2jax_ignore'>$ig$</b> @@0@@</p>".replace("\\\\", "\\"))), ["β c d cost \\$5 \\$no\\$ \\$ig\\$ @@0@@", "-align"], ""),
+    "a formula in html that is none": (shown(data(text_html="<p>$\\nosuch$</p>")), "nosuch", "\\nosuch converts wrongly"),
+    "a reference in html": (shown(data(text_html="<p>$$z \\tag{z}\\label{z}$$ as \\eqref{z}</p>")), ["as \\(z\\)", "-ref"], ""),
+    "what is hidden": (shown(data(text_html="<style>.h {display: none}</style><p>seen<b class='h'>hid</b><i hidden>den</i><u style='display:none'>x</u></p>")), ["seen", "-hid|den|seenx"], ""),
+    "bars in html": (shown(data(text_html="<p>a <progress value='3' max='10'></progress> <progress></progress> <meter value='.5'>fallback</meter> b</p>")), ["a b", "-fallback|[<>]"], ""),
+    "bars in markdown": ("a <progress value='3' max='10'>old</progress> b", ["a b", "-progress|old"], ""),
+    "boxes in html": (shown(data(text_html="<p><input type='checkbox' checked>on <input type='checkbox'>off</p>")), ["☒ ?on ☐ ?off"], ""),
+    "a picture behind the text": (shown(data(text_html="<div style='background: url(a.png)'>text</div>")), "text", "a picture behind the text of an output is not shown"),
+    "breaks of another kind": (shown(data(text_html="<title>gone</title><p>one</br>two</p>")), ["one two", "-gone"], ""),
+    "classes of others": (shown(data(text_html="<span class='bar'>a</span> <span class='tagged'>b</span> <div class='part'>c</div> <progress class='k'></progress><pre styles='x'>d</pre>")), ["a b c d"], ""),
+    "elements of html": (shown(data(text_html="<details><summary>Sum</summary>body</details>H<sub>2</sub>O <kbd>K</kbd> <mark>m</mark> <del>d</del> <u>u</u> <font color='red'>f</font> <big>b</big> <small>s</small>")), ["Sum body H ?2 ?O K m d u f b s"], ""),
+    "tables within tables": (shown(data(text_html="<table style='color:red'><tr><td colspan=2>wide</td></tr><tr><td rowspan=2>tall</td><td>1</td></tr><tr><td><table><tr><td>inner</td></tr></table></td></tr></table>")), ["wide .*tall", "inner"], ""),
+    "styled list": (shown(data(text_html="<ul style='color:red'><li>one<li style='font-weight:bold'>two</ul>")), "• one • two", ""),
+    "a terminal's picture": (shown(stream("\x1b]1337;File=inline=1:AAAA\x07drawn")), ["drawn", "-1337"], "a picture that a terminal draws is not shown"),
     "stderr": (shown(stream("warned\n", "stderr")), "warned", ""),
     "a long line": (shown(stream("7" * 300)), "(7\\s?){300}", ""),
     # cells
@@ -396,7 +429,7 @@ def test_nbconverts_switches_are_honoured(home):
 
 
 @pytest.mark.parametrize(
-    "name", ["plotly", "error", "png output", "a picture that is cut", "colour", "html", "a wide table"]
+    "name", ["plotly", "error", "png output", "a picture that is cut", "no colour", "html", "a wide table"]
 )
 def test_the_report_fails_where_the_page_would_have_a_hole(home, name):
     given = INPUTS[name][0]
@@ -435,16 +468,66 @@ def test_symbols_are_seen_as_what_they_mean(tmp_path):
 @pytest.mark.parametrize(
     "source",
     [
-        "$\\left.x\\right)$",
+        "$\\left.x$",
         "$a \\\\ b$",
-        "$\\substack{a\\\\b}$",
-        "$\\begin{array}{c|c}a&b\\end{array}$",
-        "$\\operatorname*{x}_y$",
+        "$\\begin{array}{p{2cm}}a\\end{array}$",
+        "$\\sideset{}{'}\\sum$",
+        "$\\color{nocolour} x$",
+        "$\\limits$",
+        "$\\underset{a}$",
+        "$\\def\\a{\\a}\\a$",
     ],
 )
 def test_a_formula_not_known_to_convert_is_refused(source):
     with pytest.raises(ValueError, match="the formula"):
         formulas.formula(source, {})
+
+
+CARRIED = {  # TeX, and what is drawn of it by typst and layout/report.typ
+    "\\underset{x, y}{\\max} f": "underset(x \\, y, max) f",
+    "\\overset{!}{=}": "overset(!, =)",
+    "\\stackrel{a}{b}": "overset(a, b)",
+    "\\underset{a}{\\overset{}{c}}": 'underset(a, overset("", c))',
+    "\\xrightarrow[g]{f}": 'arrowed(option: #"8594", g, f)',
+    "\\xLeftarrow{}": 'arrowed(option: #"8656", "", "")',
+    "\\int\\limits_a^b": "above(integral)_a^b",
+    "\\sum\\nolimits_i": "beside(sum)_i",
+    "\\mathop{X}\\limits_i": "above(operator(X))_i",
+    "\\operatorname*{argmin}_x": 'operator("argmin")_x',
+    "{\\color{red} x} y": 'coloured(option: #"ff0000", x) y',
+    "\\textcolor{#12f}{x} y": 'coloured(option: #"1122ff", x) y',
+    "\\definecolor{my}{gray}{0.5}\\colorbox{my}{a b}": 'lighted(option: #"808080", upright("a b"))',
+    "\\left.\\frac{a}{b}\\right|_0": 'half(option: #"r124", a / b)_0',
+    "\\left\\{a\\right.": 'half(option: #"l123", a)',
+    "\\left(a\\middle|b\\right)": "(a mid(bar.v) b)",
+    "\\begin{array}{|l|r|}\\hline a & b\\\\ \\hline c\\\\ \\hline\\end{array}": 'ruled(option: #"lrh0h1h2v0v1v2", a, b; c)',
+    "\\left(\\begin{array}{*{2}{c}|r} a & b & c\\end{array}\\right)": '(ruled(option: #"ccrv2", a, b, c))',
+    "\\begin{array}{l} a\\\\ b\\end{array}": 'ruled(option: #"l", column: #true, a, b)',
+    "\\begin{bmatrix} 1\\\\ \\hline 2\\end{bmatrix}": '[ruled(option: #"ch1", column: #true, 1, 2)]',
+    "\\begin{array}{c} \\begin{array}{c|c} 1 & 2\\end{array}\\\\ \\begin{array}{c} 3\\end{array}\\end{array}": 'ruled(option: #"c", column: #true, ruled(option: #"ccv1", 1, 2), ruled(option: #"c", column: #true, 3))',
+    "a + \\substack{b\\\\c}": 'a + ruled(option: #"c", column: #true, b, c)',
+    "\\begin{cases} 1 & x > 0\\\\ 0 & \\text{if } y\\end{cases}": 'cases(delim: "{", 1 & quad x > 0, 0 & quad upright("if ") y)',
+    "\\begin{rcases} a & b\\end{rcases}": 'closed(cases(reverse: #true, delim: "{", a & quad b))',
+    "\\begin{cases} a\\\\ b\\end{cases}": 'half(option: #"l123", ruled(option: #"l", column: #true, a, b))',
+    "f = \\begin{aligned} a &= b\\\\ &= c\\end{aligned}": 'f = lined(option: #"rl", a, = b; #none, = c)',
+    "\\begin{pmatrix*}[r] 1 & 2\\end{pmatrix*}\\begin{Vmatrix} a & b\\end{Vmatrix}": 'mat(delim: "(", 1, 2) mat(delim: "‖", a, b)',
+    "\\begin{smallmatrix} a & b\\end{smallmatrix}": "small(a, b)",
+    "\\begin{aligned} a &= b & c &= d\\end{aligned}": "a & = b & #h(2em) c & = d",
+    "\\phantom{x}\\hphantom{y}": 'unseen(option: #"all", x) unseen(option: #"wide", y)',
+    "a \\mathrel{R} b": 'a classed(option: #"relation", R) b',
+    "{a \\over b + c} d": "frac(a, b + c) d",
+    "{\\bf x_{1}} y": "upright(bold(x_1)) y",
+    "\\bra{x}\\ket{y}": "chevron.l x \\| \\| y chevron.r",
+    "\\boxed{x}\\xcancel{y}": "#box(stroke: black, inset: 3pt, [$ x $]) cancel(y, cross: #true)",
+}  # fmt: skip
+
+
+def test_what_pandoc_lacks_is_carried_through_it(home, monkeypatch):
+    sources, empty = [], typst.Compiler(str(home / "page.typ")).compile(format="pdf")
+    monkeypatch.setattr(pdf, "_typst", lambda source, *_: sources.append(source) or empty)
+    exported(["\n\n".join(f"${tex}$" for tex in CARRIED)], home)
+    found = re.findall(r"^\$(.*)\$$", sources[0].split("pagebreak(weak: true) }")[-1], re.M)
+    assert found == list(CARRIED.values())
 
 
 RED, GREEN = ansi.INK[1:3]
@@ -459,7 +542,11 @@ SHOWN = {  # what is printed, and its styled letters
     "over lines": ("\x1b[31ma\nb\x1b[0m", [("a", {"ink": RED}), ("b", {"ink": RED})]),
     "written again": ("\x1b[31m10%\r\x1b[32m99", [("99", {"ink": GREEN}), ("%", {"ink": RED})]),
     "an unknown code": ("\x1b[38;7mx\x1b[999my\x1b[2Kz", []),
-    "a link": ("\x1b]8;;https://x.org\x1b\\\x1b[31mlink\x1b[0m\x1b]8;;\x1b\\", [("link", {"ink": RED})]),
+    "a link": ("\x1b]8;;https://x.org\x1b\\\x1b[31mlink\x1b[0m\x1b]8;;\x1b\\", [("link", {"ink": RED, "link": "https://x.org"})]),
+    "a line that waves": ("\x1b[4:3mx\x1b[58:2::1:2:3my\x1b[4:0mz", [("xy", {"underline": True})]),
+    "blinking": ("\x1b[5mx\x1b[25m", [("x", {"bold": True})]),
+    "of one kind of terminal": ("\x1b[>4;2mx\x1b[?25l", []),
+    "above": ("\x1b[31ma\nb\x1b[A\x1b[32mc", [("a", {"ink": RED}), ("c", {"ink": GREEN}), ("b", {"ink": RED})]),
     "cut": ("x\x1b[3", []),
 }  # fmt: skip
 
@@ -481,6 +568,60 @@ def test_colours_for_black_terminals_are_dark_enough_for_paper():
         assert 1.05 / (0.05 + 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]) > 3.9, code
 
 
+COLOURED = {  # what is shown, and colours that are drawn then
+    "a table with a style sheet": (shown(data(text_html="<style>#T_1 td {color: #010203} #T_1 .x, #T_1 th {background-color: #040506} #T_1 #a {color: #070809; font-weight: bold}</style><table id='T_1'><caption>The caption</caption><tr><th>h</th><td class='x'>c</td><td id='a'>d</td></tr></table>")), "010203 040506 070809"),
+    "the more special rule": (shown(data(text_html="<style>td.a {color: #110101} td {color: #110102} b {color: #110103 !important}</style><table><tr><td class='a'>c</td><td>d <b style='color: #110104'>e</b></td></tr></table>")), "110101 110102 110103 -110104"),
+    "bars of a Styler": (shown(data(text_html="<table><tr><td style='background: linear-gradient(90deg, transparent 20%, #0a0b0c 20%, #0a0b0c 60%, transparent 60%)'>0.5</td></tr></table>")), "0a0b0c"),
+    "rows and borders": (shown(data(text_html="<table><tr style='background:#0d0e0f'><td style='border: 2px solid #101112'>x</td></tr></table>")), "0d0e0f 101112"),
+    "words": (shown(data(text_html="<p style='color:#131415'>a <b style='color:rgb(22,23,24)'>b</b></p><div style='background:#191a1b'><i>c</i></div><font color='#1c1d1e'>d</font>")), "131415 161718 191a1b 1c1d1e"),
+    "a list and a heading": (shown(data(text_html="<ul style='color:#1f2021'><li>a</ul><h4 style='color:#222324'>b</h4><code style='color:#252627'>c</code>")), "1f2021 222324 252627"),
+    "preformatted": (shown(data(text_html="<pre>a <span style='color:#28292a'>b\nc</span> <b class='k'>d</b> <b>e</b></pre><style>.k {color: #2b2c2d}</style>")), "28292a 2b2c2d"),
+    "markdown": ("<span style='color:#2e2f30'>a</span> <font color='#313233'>b</font> <b style='background-color:#343536'>$c$</b>\n\n<div style='background:#373839'>\n\n**d**\n\n</div>\n\n<table><tr><td bgcolor='#3a3b3c'>e</td></tr></table>", "2e2f30 313233 343536 373839 3a3b3c"),
+    "formulas": ("$\\textcolor{#3d3e3f}{a}\\color[RGB]{64,65,66}b$", "3d3e3f 404142"),
+    "printed": (shown(stream("\x1b[38;2;67;68;69ma\x1b[48;5;90mb\x1b[0m\x1b[7;38;2;70;71;72mc")), "434445 870087 464748"),
+    "bars": ("<progress value='0.5'></progress>", "1f3a5f e1e1e1"),
+}  # fmt: skip
+
+
+def drawn(page):
+    """The colours of a page, with those of its gradients, as #rrggbb."""
+
+    def code(rgb):
+        return "".join(f"{round(255 * float(one)):02x}" for one in rgb)
+
+    content = page.get_contents().get_data().decode("latin-1")
+    found = {code(rgb) for rgb in re.findall(r"([\d.]+) ([\d.]+) ([\d.]+) (?:sc|scn|SC|SCN|rg|RG)\b", content)}
+    found |= {code(grey * 3) for grey in re.findall(r"([\d.]+)() (?:sc|scn|g)\b", content) for grey in [grey[:1]]}
+    stack = [page["/Resources"].get("/Pattern", {}), page["/Resources"].get("/Shading", {})]
+    while stack:
+        one = stack.pop()
+        one = one.get_object() if hasattr(one, "get_object") else one
+        if isinstance(one, dict):
+            found |= {code(one[key]) for key in ("/C0", "/C1") if len(one.get(key, [])) == 3}
+            stack += [value for key, value in one.items() if key not in ("/Parent", "/P")]
+        elif isinstance(one, list):
+            stack += one
+    return found
+
+
+@pytest.fixture(scope="module")
+def coloured(home):
+    made = exported(["# T", *(given for given, _ in COLOURED.values())], home)
+    assert not made.said
+    return set().union(*map(drawn, made.reader.pages))
+
+
+@pytest.mark.parametrize("name", COLOURED)
+def test_an_input_keeps_its_colours(coloured, name):
+    for colour in COLOURED[name][1].split():
+        assert (colour.removeprefix("-") in coloured) != colour.startswith("-"), (colour, sorted(coloured))
+
+
+def test_notes_are_below_the_text(home):
+    made = exported(["a[^1]\n\n[^1]: first note", "b[^1]\n\n[^1]: of $x^2$ and `code`"], home)
+    assert re.search(r"1 ?first note 2 ?of x ?2 and code", made.text) and "[^" not in made.text and not made.said
+
+
 def test_colours_are_on_the_page():
     trace = ["\x1b[31mZeroDivisionError\x1b[39m  Traceback", "\x1b[32m----> 1\x1b[39m \x1b[32;43m1\x1b[39;49m/0"]
     error = new_output("error", ename="E", evalue="v", traceback=trace)
@@ -498,9 +639,36 @@ def test_colours_are_on_the_page():
         assert any(np.allclose([float(one) for one in rgb], parts, atol=0.003) for rgb in found), colour
 
 
+SCREENS = {  # what is printed, and what a terminal shows in the end
+    "outer 0%\n inner 0%\r inner 9%\x1b[A\r": "outer 0%\n inner 9%",
+    "outer: 0%\n\rinner: 9%\x1b[A\router: 9%\n\r         \x1b[A\rdone.\x1b[K": "done.\n",
+    "a\nb\nc\x1b[2A\x1b[1GX\n": "X\nb\nc",
+    "a\x1b[3Cb\x1b[2Dc": "a  cb",
+    "a\nb\x1b[1Ec\x1b[2Fd": "d\nb\nc",
+    "one\ntwo\x1b[1;1Hfirst\x1b[2;4Hxx": "first\ntwoxx",
+    "gone\ngone\x1b[2J\x1b[Hnew": "new\n",
+    "old\x1bcnew\nold\x1b[J": "new\nold",
+    "a\nb\nc\x1b[2A\x1b[J": "a\n\n",
+    "abc\x1b[1G\x1b[2Pd\x1b[1Xe": "de",
+    "abc\x1b[2G\x1b[@x": "axbc",
+    "a\nb\x1b[Lc\nd\x1b[Me": "a\n c\n e",
+    "\x1b7ab\x1b8c\x1b[sd\x1b[ue": "ce",
+    "\x1b(0lqk\x1b(B end\x1b(B\x1b[m": "┌─┐ end",
+    "a\r\nb\r\r\nc\tx": "a\nb\nc\tx",
+    "\x1b[99999999Ax\x1b[0Ky": "xy",
+}
+
+
+def test_no_cursor_leaves_the_page():
+    shown = cells.terminal("\x1b[999999999Bx\x1b[999999999Cy\x1b[999999999;999999999Hz")
+    assert len(shown) < 5000
+
+
 def test_terminal():
     assert cells.terminal("100%\r 9%\nab\bc\x1b]0;t\x07!\r\n") == " 9%%\nac!\n"
     assert cells.terminal("\x1b[1;31mred\x1b[0m") == "red"
+    for printed, screen in SCREENS.items():
+        assert cells.terminal(printed) == screen, printed
     assert cells.terminal("long word\r\x1b[Kdone\nab\x1b[2K\rc\nab\x1b[1Kc\n") == "done\nc\n  c\n"
 
 

@@ -580,14 +580,19 @@ def test_state_dict_round_trip(name):
         assert h.margin_scale == 0.5 and torch.equal(logits[-1], logits[0])
 
 
+def tensors(head):
+    return [value for value in head.state_dict().values() if isinstance(value, torch.Tensor)]
+
+
 @pytest.mark.parametrize("name", [name for name in HEADS if large(name)])
 def test_a_state_of_other_constants_is_refused(name):
     head = heads.make(name, 5, 4)
     constant, value = next((k, v) for k, v in large(name).items() if v != getattr(head, k))
-    other = heads.make(name, 5, 4, **{constant: value})
+    other, before = heads.make(name, 5, 4, **{constant: value}), [v.clone() for v in tensors(head)]
     with pytest.raises(ValueError, match=f"'{constant}'.* does not fit .*'{constant}'.*same constants") as error:
         head.load_state_dict(other.state_dict())
     assert str(value) in str(error.value) and str(getattr(head, constant)) in str(error.value)
+    assert all(map(torch.equal, before, tensors(head)))  # nothing of it was taken
     with pytest.raises(ValueError, match=r"ArcFace.*CosFace"):
         heads.make("CosFace", 5, 4).load_state_dict(heads.make("ArcFace", 5, 4).state_dict())
 

@@ -344,7 +344,7 @@ def test_own_records_move_no_claim_and_no_recommendation(project, monkeypatch):
 
     (project / "results").mkdir()
     record("margins")
-    asked = [row.Index for row in claims.claims().itertuples() if row.kind not in ("noise", "delivered")]
+    asked = [row.Index for row in claims.claims().itertuples() if row.kind != "noise"]
     before = recommend.observations(), claims.ledger({}, asked)
     record("my", train_size=200)
     pd.testing.assert_frame_equal(before[0], recommend.observations())

@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from course import form
 from lib import paths
-from report import build, colab, notebooks
+from report import build, colab
 from studies import controlled, omniglot, tuning, verdicts
 
 pytest.importorskip("sphinx", reason="the web edition needs Python 3.11")
@@ -32,8 +32,10 @@ from report.site import article, mending, sources
 pytestmark = pytest.mark.filterwarnings("ignore:.* Check CHANGES for Sphinx API modifications")  # within myst_parser
 browser, tab, needs_chromium = test_browser.browser, test_browser.tab, test_browser.needs_chromium
 NOTEBOOKS = sorted((paths.PROJECT / "notebooks").glob("*.ipynb"))
-WHOLE = [path for path in NOTEBOOKS if path.name[:2] in ("01", "02", "06")]  # of the others the title, to save time
-READ = ("index", "notebooks/01_cosine_distance", "notebooks/02_arcface_derivation", "report/report", "reference/losses")
+DOCUMENTS = [f"report/{name}" for name in build.DOCUMENTS]
+WRITTEN = sorted(path.relative_to(sources.PAGES).with_suffix("").as_posix() for path in sources.PAGES.rglob("*.md"))
+DOCS = sorted(f"docs/{path.stem}" for path in (paths.PROJECT / "docs").glob("*.md"))
+READ = [*(f"notebooks/{path.stem}" for path in NOTEBOOKS), *DOCUMENTS, *WRITTEN, *DOCS, "genindex", "search"]
 
 
 @pytest.fixture(scope="session")
@@ -41,18 +43,9 @@ def pages(tmp_path_factory) -> Path:
     """The whole site, built once, also where several processes test."""
     parallel = "PYTEST_XDIST_WORKER" in os.environ
     base = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.mktemp("site")
-    with FileLock(base / "site.lock"), pytest.MonkeyPatch.context() as patch:
-        whole = notebooks.read
-        patch.setattr(notebooks, "read", lambda path: whole(path) if path in WHOLE else first_cells(whole(path), path))
+    with FileLock(base / "site.lock"):
         site.write_site(base / "site", base / "site_source")
     return base / "site"
-
-
-def first_cells(notebook, path):
-    """The notebook's title alone; a document of the report stays whole."""
-    if path.parent.name == "notebooks":
-        notebook.cells = notebook.cells[:1]
-    return notebook
 
 
 class Page(HTMLParser):
@@ -107,7 +100,7 @@ def test_every_link_leads_somewhere(read, pages):
 
 
 def test_every_notebook_and_document_is_a_page_and_leads_on(read):
-    wanted = [f"notebooks/{path.stem}.html" for path in NOTEBOOKS] + ["report/report.html", "report/supplement.html"]
+    wanted = [f"notebooks/{path.stem}.html" for path in NOTEBOOKS] + [f"{name}.html" for name in DOCUMENTS]
     assert {*wanted, "docs/use_a_head.html"} <= read.keys()
     for name, following in itertools.pairwise(wanted):
         assert posixpath.relpath(following, posixpath.dirname(name)) in read[name].links
@@ -117,7 +110,7 @@ def test_every_notebook_and_document_is_a_page_and_leads_on(read):
 def test_every_picture_keeps_its_text(read):
     without = [(name, one["src"][:80]) for name, page in read.items() for one in page.pictures if not one.get("alt")]
     assert without == []
-    for path in WHOLE:
+    for path in NOTEBOOKS:
         given = [text for cell in nbformat.read(path, 4).cells for text in form.alternatives(cell)]
         shown = [one["alt"] for one in read[f"notebooks/{path.stem}.html"].pictures]
         assert len(shown) == len(given), path
@@ -128,7 +121,7 @@ def test_every_picture_keeps_its_text(read):
 
 
 def test_what_is_folded_in_jupyter_is_folded_here(read):
-    for path in WHOLE:
+    for path in NOTEBOOKS:
         hidden = [c for c in nbformat.read(path, 4).cells if c.metadata.get("jupyter", {}).get("source_hidden")]
         assert read[f"notebooks/{path.stem}.html"].classes["hide"] == len(hidden), path
 
@@ -153,8 +146,17 @@ def test_the_reference_has_what_is_public(pages):
     assert "Head(num_classes: int, embedding_dim: int, **constants: Any)" in words
 
 
+def test_the_front_page_has_the_answer_of_readme(read, pages):
+    page = re.sub(r"<[^>]+>", "", (pages / "index.html").read_text(encoding="utf-8"))
+    answer = re.search(r"The answer\..*", page.replace("\n", " "))[0].split(" Read ")[0]
+    assert len(answer.split()) < 115 and "two exceptions" in answer
+    assert "#two-exceptions" in read["index.html"].links and "<!--" not in page
+    with pytest.raises(ValueError, match=r"one paragraph begins “\*\*The answer"):
+        sources.front("<!-- the answer -->", "# Another\n\nTwo exceptions stand.")
+
+
 def test_the_answer_of_the_front_page_holds():
-    front = " ".join((sources.PAGES / "index.md").read_text(encoding="utf-8").split())
+    front = " ".join((paths.PROJECT / "README.md").read_text(encoding="utf-8").split())
     assert "no advantage, neither with ten balanced classes nor with" in front
     for name in tuning.SEEDS:
         frame, bound = tuning.finished(name), controlled.SETTINGS[name].bound
@@ -238,10 +240,15 @@ def test_outputs(small, tmp_path):
         new_code_cell("# @title Draw\n1", metadata={"jupyter": {"source_hidden": True}}, execution_count=1),
         new_code_cell("open", metadata={"tags": ["remove-nothing"]}, execution_count=1),
     ]
-    cells[0]["outputs"] = [new_output("display_data", data) for data in (widget, own, {"image/png": PNG}, table)]
+    moving = {"text/html": '<figure class="picture-1"><img alt="moves" src="data:image/svg+xml,%3Csvg/%3E"></figure>'}
+    shown = (widget, own, {"image/png": PNG}, table, moving)
+    cells[0]["outputs"] = [new_output("display_data", data) for data in shown]
     text = small(*cells, new_markdown_cell("$$a \\\\ b \\tag{1}$$"))
     assert "Code: Draw" in text and text.count('<details class="') == 1 and "a widget" not in text
-    assert text.count("<img") == 2 and text.count(".png") == 4 and "base64" not in text
+    assert text.count("<img") == 3 and text.count(".png") == 4 and "base64" not in text
+    assert text.count('<a class="wide"') == 2 and re.search(
+        r'"picture-1"><div class="wide"><img[^>]*></div></fig', text
+    )
     assert 'alt="a &lt;curve&gt;"' in text and 'alt="A figure of the section “Small”; it has no description."' in text
     assert text.count('loading="lazy"') == 2 and re.search(r'<img[^>]*width="\d+" height="\d+"', text)
     assert "<td" in text and r"\(x_1\)" in text and r"\begin{split}" not in text and r"\tag{1}" in text
@@ -364,9 +371,9 @@ def measure(tab, width):
     tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
 
 
-def waits(tab, condition):
+def waits(tab, condition, seconds=100):
     """Whether it becomes true: in a second or two, on a machine that has much else to do in a hundred."""
-    end = time.monotonic() + 100
+    end = time.monotonic() + seconds
     while not (true := tab.ask(condition)) and time.monotonic() < end:
         time.sleep(0.1)
     return bool(true)
@@ -375,22 +382,105 @@ def waits(tab, condition):
 TYPESET = "!window.MathJax || !MathJax.startup || document.querySelectorAll('mjx-container').length >= {}"
 
 
+# of every picture its file, its own width and the one shown, without the ground around it
+SHOWN = """[...document.querySelectorAll('.wide > img, a.image-reference > img')].map(one => {
+  const look = getComputedStyle(one);
+  return [one.src, one.naturalWidth, one.clientWidth - parseFloat(look.paddingLeft) - parseFloat(look.paddingRight)];
+})"""
+# the sizes of the words of pictures with sliders, in pixels of the page
+WORDS = """[...document.querySelectorAll('.wide > svg text')].map(
+  one => parseFloat(getComputedStyle(one).fontSize) * one.ownerSVGElement.getScreenCTM().a)"""
+# what is wider than its box: how its box treats it, whether it says so, whether it moves to its end
+WIDE = """[...document.querySelectorAll('article pre, .wide, a.image-reference, .table-wrapper, div.math')]
+  .filter(one => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1).map(one => {
+    const rest = one.scrollWidth - one.clientWidth, hint = getComputedStyle(one, '::before').content;
+    const found = {box: one.className || one.localName, more: one.classList.contains('more'), hint};
+    one.scrollLeft = rest;
+    found.moves = getComputedStyle(one).overflowX === 'auto' && one.scrollLeft > rest - 2;
+    one.scrollLeft = 0;
+    return found;
+  })"""
+SLIDERS = "[...document.querySelectorAll('figure[class^=picture] input')].map(one => '#' + one.id)"
+
+
+def fits(tab, width):
+    """Nothing but boxes of its own is wider than the page, and these move; returns them."""
+    measure(tab, width)
+    assert tab.ask("document.documentElement.scrollWidth") <= width
+    waits(tab, f"{WIDE}.every(one => one.more)", 5)  # what watches the boxes is called a moment later
+    boxes = tab.ask(WIDE)
+    assert [one for one in boxes if not (one["moves"] and one["more"])] == []
+    return boxes
+
+
+def points(source, width):
+    """The width on paper of a picture of so many pixels, in points."""
+    return width * 72 / (160 if source.endswith(".png") else 96)  # 160 to the inch: lib/style.mplstyle
+
+
+def can_be_read(tab):
+    """The words of the pictures: on paper the small ones have 7 points in the report's, 8 in other figures."""
+    for source, own, shown in tab.ask(SHOWN):
+        small = 8.5 / 8 if source.endswith(".png") else 9 / 7
+        assert shown / points(source, own) >= small, (source, own, shown)
+    assert min(tab.ask(WORDS), default=9) >= 9
+
+
+def slides(tab, slider):
+    """Whether the picture changes as the slider is led to one of its ends."""
+    before = tab.ask(test_browser.STATE)
+    at_end = tab.ask(f"(one => one.value === one.max)(document.querySelector({slider!r}))")
+    x, y = tab.place(slider, 0.05 if at_end else 0.95)
+    tab.drag((x, y), (x, y))
+    return tab.ask(test_browser.STATE) != before
+
+
 @needs_chromium
 @pytest.mark.parametrize("name", READ)
 def test_a_page_is_whole_and_fits_a_phone(tab, pages, read, name):
+    page = read[f"{name}.html"]
     measure(tab, 390)
     tab.open(pages / f"{name}.html")
+    tab.ask("document.documentElement.style.scrollBehavior = 'auto'")
     formulas = tab.ask("document.querySelectorAll('.math').length")
-    assert formulas == read[f"{name}.html"].classes["math"] and (formulas > 50) == (
-        name[:8] in ("notebook", "report/r")
-    )
+    assert formulas == page.classes["math"]
     assert waits(tab, TYPESET.format(formulas))
     assert tab.ask("document.querySelectorAll('[data-mml-node=merror]').length") == 0
-    assert tab.ask("document.documentElement.scrollWidth") <= 390
     tab.ask("document.images.length && [...document.images].forEach(one => { one.loading = 'eager' })")
     assert waits(tab, "[...document.images].every(one => one.complete && one.naturalWidth)")
+    pictures = [one for one in fits(tab, 390) if re.search("wide|image-reference", one["box"])]
+    assert all("scroll sideways" in one["hint"] for one in pictures)
+    assert bool(pictures) == bool(page.classes["wide"] + page.classes["image-reference"])
+    can_be_read(tab)
+    sliders = tab.ask(SLIDERS)
+    assert bool(sliders) == any(key.startswith("picture-") for key in page.classes)
+    assert all(slides(tab, slider) for slider in sliders[:1])
+    assert not [one for one in fits(tab, 1200) if re.search("wide|image-reference", one["box"])]
+
+
+def test_formulas_are_in_the_notebooks_and_the_report(read):
+    assert read["notebooks/02_arcface_derivation.html"].classes["math"] > 100
+    assert read["report/report.html"].classes["math"] > 50
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 700, 768, 1000, 1280])
+def test_the_code_of_the_front_page_is_whole(tab, pages, width):
+    measure(tab, width)
+    tab.open(pages / "index.html")
+    assert tab.ask("document.querySelectorAll('.door pre').length") == 2
+    assert [one for one in fits(tab, width) if "more" in one["box"]] == []
+
+
+@needs_chromium
+def test_a_finger_moves_a_picture_that_is_too_wide(tab, pages):
+    measure(tab, 390)
+    tab.open(pages / "notebooks" / "01_cosine_distance.html")
+    assert waits(tab, "document.querySelectorAll('div.wide.moves > svg').length")
+    look = "getComputedStyle(document.querySelector('div.wide > svg')).touchAction"
+    assert "pan-x" in tab.ask(look)  # else the handle alone would take it
     measure(tab, 1200)
-    assert tab.ask("document.documentElement.scrollWidth") <= 1200
+    assert waits(tab, f"{look} === 'pan-y'")
 
 
 @needs_chromium
@@ -399,13 +489,8 @@ def test_a_slider_moves_its_picture_and_a_folded_cell_opens(tab, pages):
     tab.open(pages / "notebooks" / "02_arcface_derivation.html")
     assert waits(tab, TYPESET.format(100))  # until then the page moves
     tab.ask("document.documentElement.style.scrollBehavior = 'auto'")
-    sliders = tab.ask("[...document.querySelectorAll('figure[class^=picture] input')].map(one => '#' + one.id)")
-    assert len(sliders) >= 4
-    for slider in sliders:
-        before = tab.ask(test_browser.STATE)
-        x, y = tab.place(slider, 0.95)
-        tab.drag((x, y), (x, y))
-        assert tab.ask(test_browser.STATE) != before
+    sliders = tab.ask(SLIDERS)
+    assert len(sliders) >= 4 and all(slides(tab, slider) for slider in sliders)
     code = "document.querySelector('details.hide pre').checkVisibility()"
     assert tab.ask(code) is False
     tab.ask("document.querySelector('details.hide summary').click()")

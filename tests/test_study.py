@@ -18,7 +18,7 @@ from test_runs import fake, tiny
 
 from lib import paths
 from studies import __main__ as driver
-from studies import ablation, again, claims, margin_maps, records, runs, smoke, study
+from studies import again, margin_maps, records, runs, study
 from studies.__main__ import STUDIES
 from studies.study import Study
 
@@ -409,13 +409,6 @@ def test_smoke_keeps_what_the_maps_compare_with(plans):
             if run.margin_warmup == 1:
                 settings.setdefault((run.known, run.seed), set()).add(margin_maps.point(run.head, run.constants))
         assert settings and all(set(needed) <= points for points in settings.values()), one.name
-
-
-def test_smoke_keeps_the_arms_that_the_ledger_names(plans):
-    names = {smoke.shrink(run): arm for run, arm in ablation.arm_runs().items()}
-    table = claims.claims()
-    table = table[table["plans"] == "ablation_cifar10"]
-    assert len(table) and {*table["a"], *table["b"]} <= {names[run] for run in plans["ablation_cifar10"][1]}
 
 
 # ---------------------------------------------------------------- the machine

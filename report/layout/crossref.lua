@@ -213,7 +213,7 @@ local function listing(block)
   if language:find("[^%w_-]") then
     block.classes = { LANGUAGES[language:match("^%a[+#]+")] or language:match("^[%w_-]+") }
   end
-  local caption, styles = block.attributes.caption, block.attributes.styles
+  local caption, styles = block.attributes.caption, block.attributes["terminal-colours"]
   if styles then  -- the colours of a terminal
     local plain = pandoc.CodeBlock(block.text, { class = block.classes[1] or "" })
     return pandoc.Blocks { block_of("#[\n#show raw.line: ansi.with(" .. styles .. ")"), plain, block_of("]") }
@@ -236,11 +236,13 @@ end
 -- ---------------------------------------------------------------- what typst has no word for
 
 local function span(element)
-  if element.classes:includes("tagged") then
+  if element.classes:includes("tagged") and element.attributes.tag then
     local content = pandoc.Inlines { typst("#tagged(" .. quoted(element.attributes.tag) .. ")[") }
     content:extend(element.content)
     content:insert(typst("]"))
     return content
+  elseif element.classes:includes("drawn-bar") then
+    return typst("#progressed(" .. (tonumber(element.attributes.part) or "none") .. ");")
   elseif element.classes:includes("kbd") then
     return pandoc.Inlines { pandoc.Code(pandoc.utils.stringify(element)) }
   elseif element.classes:includes("caption") then
@@ -274,7 +276,7 @@ local SIGNS = { ["="] = " equals ", ["<"] = " less than ", [">"] = " greater tha
 -- the words of a formula in TeX
 local function spoken(tex)
   local function inside(group) return spoken(group:sub(2, -2)) end
-  tex = tex:gsub("\\[,;:!| ]", " "):gsub("\\([{}%%])", " ")
+  tex = tex:gsub("\\%a+{\\operatorname{\u{e011}(%a+)[^}]*}", "{%1 "):gsub("\\[,;:!| ]", " "):gsub("\\([{}%%])", " ")
   tex = tex:gsub("\\[dt]?frac%s*(%b{})%s*(%b{})", function(a, b)
     return " the fraction " .. inside(a) .. " over " .. inside(b) .. ", end of fraction, "
   end)
@@ -293,13 +295,31 @@ local function spoken(tex)
   return (tex:gsub("%s+", " "):gsub("^ ", ""):gsub(" $", ""))
 end
 
--- pandoc draws a bar of one stroke as one of two; a mark stands in a matrix without brackets (report/formulas.py); in the report every formula has an alternative text
+-- a mark in the first argument is the function's name, and perhaps an option (report/tex.py)
+local function carried(code)
+  local MARK = '"\u{e011}(%a+)([^"]*)" ?'
+  local function call(rest)
+    return function(name, option)
+      option = option:gsub("\u{e012}", "")
+      return name .. "(" .. (option ~= "" and 'option: #"' .. option .. '", ' or "") .. rest
+    end
+  end
+  code = code:gsub("sqrt%(" .. MARK, call("")):gsub("binom%(" .. MARK .. ",", call("#none,")):gsub("binom%(" .. MARK, call(""))
+  code = code:gsub('mat%(delim: "%(", ' .. MARK, call("")):gsub("vec%(" .. MARK .. ",", call("#none,")):gsub("vec%(" .. MARK, call("column: #true, "))
+  return (code:gsub('closed%(cases%(', "closed(cases(reverse: #true, "))
+end
+
+-- pandoc draws a bar of one stroke as one of two; a mark stands in a matrix without brackets (report/formulas.py); in the
+-- report every formula has an alternative text
 local function formula(math)
-  local bar, bare = math.text:find("{vmatrix}", 1, true), math.text:find("\u{e010}", 1, true)
-  if not bar and not bare and not strict then return nil end
+  local bar, bare = math.text:find("{vmatrix}", 1, true), math.text:find("\u{e010}", 1, true) or math.text:find("\u{e011}", 1, true)
+  local double = math.text:find("{Vmatrix}", 1, true)
+  if not bar and not double and not bare and not strict then return nil end
   local code = pandoc.write(pandoc.Pandoc { pandoc.Plain { math } }, "typst"):gsub("%s+$", "")
+  if double then code = code:gsub('delim: "||"', 'delim: "\u{2016}"') end
   if bar then code = code:gsub('delim: "||"', 'delim: "|"') end
   code = code:gsub('delim: "%(", "\u{e010}" ?', "delim: #none, "):gsub('vec%("\u{e010}" ?,? ?', "vec(delim: #none, ")
+  code = carried(code)
   local body = code:match("^%$(.*)%$$")
   if not strict or not body then return typst(code) end
   return typst(string.format("#math.equation(block: %s, alt: %s, $%s$);",

@@ -8,14 +8,15 @@ local SHOWN = {}
 for tag in ([[a abbr address article aside b bdi bdo big blockquote br caption center cite code col colgroup dd del
   details dfn div dl dt em figcaption figure font footer h1 h2 h3 h4 h5 h6 header hr i img ins kbd li main mark nav ol p
   pre q s samp section small span strike strong style sub summary sup table tbody td tfoot th thead tr tt u ul var wbr
-  svg]]):gmatch("%S+") do SHOWN[tag] = true end
+  svg progress meter]]):gmatch("%S+") do SHOWN[tag] = true end
 local NEVER = {}
 for tag in ([[script iframe video audio canvas object embed form input select button textarea]]):gmatch("%S+") do
   NEVER[tag] = true
 end
-local job, part = nil, nil
+local job, part, anchors = nil, nil, {}
 
 local function complain(...)
+  if job.asked then return end
   pandoc.log.warn(string.format("%d\t%s", part and part.cell or 0, string.format(...)))
 end
 
@@ -43,18 +44,44 @@ local function restored(text)
   return (text:gsub("@@(%d+)@@", function(n) return part.math and part.math[n + 1] and part.math[n + 1].source or nil end))
 end
 
+local function anchor(label)
+  return "formula:" .. label:gsub("[^%w]", function(c) return string.format("-%02x", c:byte()) end)
+end
+
+-- what MathJax writes for \ref and \eqref: the tag of the formula with that label
+local function number_of(label, round, source)
+  local tag = job.labels[label] or ""
+  if tag == "" then complain("%s: no formula has this label and a \\tag", source:sub(1, 80)) end
+  tag = tag == "" and "???" or tag
+  return round and "(" .. tag .. ")" or tag, tag ~= "???"
+end
+
 local function formula(n)
   local math = part.math and part.math[n + 1]
   if not math then return pandoc.Str("@@" .. n .. "@@") end
   if math.plain then return pandoc.Str(math.source) end
+  if math.label then
+    local text, known = number_of(math.label, math.round, math.source)
+    return known and pandoc.Link(text, "#" .. anchor(math.label)) or pandoc.Str(text)
+  end
   if not math.text then return pandoc.Code(math.source, { class = "tex" }) end
   if math.text == "" then return pandoc.Str("") end
-  local result = pandoc.Math(math.display and "DisplayMath" or "InlineMath", math.text)
+  local text = math.text:gsub("\\(e?q?)ref%s*{%s*(.-)%s*}", function(round, label)
+    return "\\text{" .. number_of(label, round == "eq", "\\" .. round .. "ref{" .. label .. "}") .. "}"
+  end)
+  local result = pandoc.Math(math.display and "DisplayMath" or "InlineMath", text)
   if not pandoc.write(pandoc.Pandoc { pandoc.Plain { result } }, "typst"):match("^%$.*%$%s*$") then  -- pandoc has warned
     complain("pandoc cannot convert the formula %s", math.source:gsub("%s+", " "):sub(1, 80))
     return pandoc.Code(math.source, { class = "tex" })
   end
-  return math.tag ~= "" and pandoc.Span(result, { class = "tagged", tag = math.tag }) or result
+  local found = pandoc.Inlines { math.tag ~= "" and pandoc.Span(result, { class = "tagged", tag = math.tag }) or result }
+  for label, tag in pairs(math.labels) do
+    if tag ~= "" and not anchors[label] then
+      anchors[label] = true
+      found:insert(1, pandoc.Span({}, { id = anchor(label) }))
+    end
+  end
+  return found
 end
 
 local function str(element)
@@ -62,7 +89,8 @@ local function str(element)
   local result, at = pandoc.Inlines {}, 1
   for first, n, last in element.text:gmatch("()@@(%d+)@@()") do
     if first > at then result:insert(pandoc.Str(element.text:sub(at, first - 1))) end
-    result:insert(formula(tonumber(n)))
+    local made = formula(tonumber(n))
+    if pandoc.utils.type(made) == "Inlines" then result:extend(made) else result:insert(made) end
     at = last
   end
   if at <= #element.text then result:insert(pandoc.Str(element.text:sub(at))) end
@@ -313,7 +341,8 @@ local function html_of(blocks)
     notes:insert(note)
     return pandoc.Str("\u{e002}" .. #notes .. "\u{e003}")
   end }
-  local html = pandoc.write(pandoc.Pandoc(blocks), "html", { highlight_style = pandoc.null })
+  local html = part.styled or pandoc.write(pandoc.Pandoc(blocks), "html", { highlight_style = pandoc.null })
+  if job.asked then return pandoc.Blocks { pandoc.RawBlock("html", html) } end  -- to be styled, and read again
   return pandoc.read(html, "html-auto_identifiers").blocks:walk { Str = function(element)
     local before, n, after = element.text:match("^(.-)\u{e002}(%d+)\u{e003}(.*)$")
     return n and pandoc.Inlines { pandoc.Str(before), notes[tonumber(n)], pandoc.Str(after) } or nil
@@ -334,13 +363,14 @@ local READ = {
   markdown = function()
     return flow(html_of(dashes_of(pandoc.read(part.text .. "\n", GFM .. (job.strict and "+smart" or "")).blocks)))
   end,
+  asked = function() return html_of(dashes_of(pandoc.read(part.text .. "\n", GFM).blocks)) end,
   html = function()
     for tag in part.text:gmatch("<([%a][%w-]*)") do
       if NEVER[tag:lower()] then complain("<%s> cannot be shown in a PDF", tag) end
     end
     return flow(pandoc.read(part.text, "html-auto_identifiers").blocks)
   end,
-  code = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = part.language, styles = part.styles }) } end,
+  code = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = part.language, ["terminal-colours"] = part.styles }) } end,
   note = function() return pandoc.Blocks { pandoc.CodeBlock(part.text, { class = "note" }) } end,
   picture = function()
     local image = pandoc.Image({}, part.text)
@@ -407,6 +437,7 @@ function Reader(input)
   local blocks, heads, first = pandoc.Blocks {}, 0, nil
   for _, one in ipairs(job.parts) do
     part = one
+    if job.asked then one.kind = "asked" end
     local read = READ[one.kind]()
     if #read == 0 and one.kind == "html" and one.text:match("%S") then complain("an output of text/html holds nothing to show") end
     read:walk { Header = function(head)

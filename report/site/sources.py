@@ -15,13 +15,17 @@ from report import build
 PAGES = Path(__file__).resolve().parent / "pages"
 DOCS = ("docs/*.md",)
 MADE = ("figures/*.png", "report/figures/*.svg", "report/*.pdf")  # in the smoke profile they lie in its folder
-CODE = ("lib/**/*.py", "report/*.py", "report/*.bib", "report/*.yml", "report/layout/*.*", "report/site/**/*.*")
+README = "README.md"  # the front page has its answer
+CODE = (README, "lib/**/*.py", "report/*.py", "report/*.bib", "report/*.yml", "report/layout/*.*", "report/site/**/*.*")
 PICTURES = "_static/pictures"
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp", "image/svg+xml": "svg"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 EMBEDDED = re.compile(
     r'<img\b(?P<before>[^>]*?)\bsrc="data:(?P<kind>image/(?:png|jpeg|gif|webp));base64,(?P<data>[^"]*)"(?P<after>[^>]*)>'
 )
+MOVING = re.compile(r'(<figure class="picture-[^>]*>)(<img\b[^>]*>)(?=</figure>)')  # of course/interactive.py
+# what the front page takes from README, by the first words of the paragraph
+PARAGRAPHS = {"the answer": "**The answer.**", "two exceptions": "Two exceptions "}
 
 
 def inputs() -> list[Path]:
@@ -43,6 +47,7 @@ def files() -> dict[str, bytes]:
     found = {p.relative_to(PAGES).as_posix(): p.read_bytes() for p in sorted(PAGES.rglob("*.*")) if p.suffix != ".lua"}
     for home, patterns in ((paths.PROJECT, DOCS), (paths.folder("."), MADE)):
         found |= {p.relative_to(home).as_posix(): p.read_bytes() for name in patterns for p in sorted(home.glob(name))}
+    found["index.md"] = front(found["index.md"].decode(), (paths.PROJECT / README).read_text(encoding="utf-8")).encode()
     found["_static/mathjax/tex-svg.js"] = mathjax().read_bytes()
     for source in notebooks:
         text, pictures = notebook(build.executed(source))
@@ -50,6 +55,16 @@ def files() -> dict[str, bytes]:
     for name in build.DOCUMENTS:
         found[f"report/{name}.md"] = article.page(name).encode()
     return found
+
+
+def front(page: str, readme: str) -> str:
+    """The front page with README's answer, so that the two cannot differ. Raises ValueError if README has none."""
+    for name, opening in PARAGRAPHS.items():
+        found = [paragraph for paragraph in readme.split("\n\n") if paragraph.startswith(opening)]
+        if len(found) != 1:
+            raise ValueError(f"the front page has {name} from {README}, in which one paragraph begins “{opening}”")
+        page = page.replace(f"<!-- {name} -->", found[0])
+    return page.replace("(#the-result)", "(#two-exceptions)")
 
 
 def mathjax() -> Path:
@@ -89,6 +104,8 @@ def _shown(data: dict, alt: str, pictures: dict[str, bytes]) -> None:
             ),
             data["text/html"],
         )
+        # the picture is a box of its own within the figure: on a phone it moves, its sliders stay
+        data["text/html"] = MOVING.sub(r'\1<div class="wide">\2</div>', data["text/html"])
     if "text/html" in data:
         for kind in IMAGES:
             data.pop(kind, None)
@@ -115,4 +132,4 @@ def _picture(before: str, content: bytes, kind: str, after: str, pictures: dict[
         width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
         size = f' width="{width}" height="{height}"'
     source = f"../{PICTURES}/{name}"
-    return f'<a href="{source}">{before.rstrip()} src="{source}"{size} loading="lazy"{after}</a>'
+    return f'<a class="wide" href="{source}">{before.rstrip()} src="{source}"{size} loading="lazy"{after}</a>'

@@ -6,6 +6,7 @@ extensions = [
     "myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "report.site.mending",
 ]  # fmt: skip
 html_theme, html_static_path, html_css_files = "furo", ["_static"], ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_theme_options = {"light_css_variables": {"color-brand-primary": "#1f3a5f", "color-brand-content": "#1f5a9f"}}
 html_copy_source = html_show_sphinx = html_show_copyright = html_show_search_summary = False
 html_favicon = "_static/favicon.svg"
