@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from course import form, page
+from course import form, labels, page
 from course.interactive import Picture, Slider
 from lib import paths
 
@@ -42,9 +42,15 @@ def test_form(path):
     found = form.measures(path)
     assert found["prose / open code"] >= 1.5
     assert found["their median lines"] <= 8
-    assert found["longest open line"] <= 100
-    assert 3 <= found["exercises"] == found["solutions"] <= 6
+    assert found["longest open line"] <= (100 if path.stem == "08_replication" else 88)  # where the site cuts
+    assert 3 <= found["exercises"] == found["solutions"] <= 5
     assert found["figures"] >= 5 and found["without alternative text"] == 0
+
+
+@every
+def test_the_kernel_has_one_name(path):
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert nbformat.read(path, 4).metadata.kernelspec == kernel
 
 
 @converted
@@ -244,6 +250,32 @@ def test_a_figure_that_cannot_be_written_is_shown_and_said(shown, tmp_path, monk
 def test_say_puts_numbers_into_a_sentence(shown):
     page.say("At {:.1f} % and {m:g}.", 12.34, m=0.5)
     assert shown[0].data == "At 12.3 % and 0.5."
+
+
+# ---------------------------------------------------------------- course.labels
+
+
+@pytest.mark.parametrize(
+    "ends, placed",
+    [
+        ([], []), ([0, 20, 40], [0, 20, 40]), ([0, 4, 40], [-3, 7, 40]), ([5, 5, 5], [-5, 5, 15]),
+        ([0, 4, 14], [-4, 6, 16]),  # the third would now be too close to the first two, moved apart
+    ],
+)  # fmt: skip
+def test_labels_that_would_overlap_are_moved_apart(ends, placed):
+    assert labels.apart(ends, 10) == pytest.approx(placed)
+
+
+def test_every_line_with_a_label_is_named_at_its_end():
+    fig, ax = plt.subplots()
+    ax.plot([1, 2], [0, 5], color="red", label="steep")
+    ax.plot([1, 2], [1, 1], color="blue", label="level")
+    ax.plot([1, 2], [2, 2])
+    labels.beside(ax)
+    assert [(text.get_text(), text.xy, text.get_color()) for text in ax.texts] == [
+        ("level", (1, 1), "blue"), ("steep", (1, 5), "red"),
+    ]  # fmt: skip
+    plt.close(fig)
 
 
 # ---------------------------------------------------------------- course.interactive; in a browser: test_browser.py
