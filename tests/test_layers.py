@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,8 @@ def test_every_progress_bar_is_for_terminals_and_notebooks():
 def test_an_import_starts_no_process_and_sets_nothing():
     # the settings of Sphinx are no module, and the set-up cell is a notebook's
     names = [name for name in FILES if name not in ("report.site.pages.conf", "report.set_up_cell")]
+    if not importlib.util.find_spec("sphinx"):  # for Python 3.10 there is none
+        names.remove("report.site.mending")
     assert {"report.pdf", "report.cells", "report.formulas", "report.notebooks", "report.site"} <= set(names)
     command = [sys.executable, "-c", FRESH, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
