@@ -14,14 +14,14 @@ def beside(ax: Axes, size: float = 8) -> None:
     ax.figure.canvas.draw()  # only then is the height of the panel settled
     points = 72 / ax.figure.dpi
     ends = [points * float(ax.transData.transform((ax.get_xlim()[1], end))[1]) for _, end, _ in named]
-    for (text, end, colour), now, place in zip(named, ends, apart(ends, 1.25 * size), strict=True):
+    for (text, end, colour), now, place in zip(named, ends, pushed_apart(ends, 1.25 * size), strict=True):
         ax.annotate(
             text, (1, end), (5, place - now), xycoords=("axes fraction", "data"), textcoords="offset points",
             va="center", fontsize=size, color=colour, annotation_clip=False,
         )  # fmt: skip
 
 
-def apart(ends: list[float], gap: float) -> list[float]:
+def pushed_apart(ends: list[float], gap: float) -> list[float]:
     """Rising numbers, moved as little as is needed for neighbours to be a gap apart: each cluster stays centred."""
     clusters: list[list[float]] = []  # each the numbers that it holds
     for end in ends:

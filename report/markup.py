@@ -158,7 +158,7 @@ def _enclose(soup: BeautifulSoup) -> None:
         if element.decomposed or not (style := element.get("style")):
             continue
         found = {name: value for name, (value, _) in styles.declared(style).items()}
-        if styles.hidden(found):
+        if styles.undisplayed(found):
             element.decompose()
         elif element.name == "pre":
             continue  # as is done with all of them, below

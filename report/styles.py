@@ -35,7 +35,7 @@ def colour(css: str) -> str:
     return "#" + "".join(f"{one:02x}" for one in rgb)
 
 
-def hidden(style: dict[str, str]) -> bool:
+def undisplayed(style: dict[str, str]) -> bool:
     return style.get("display") == "none" or style.get("visibility") in ("hidden", "collapse")
 
 
@@ -167,7 +167,7 @@ def arguments(style: dict[str, str], behind: bool = True) -> str:
 def _span(node: dict) -> None:
     attributes, content = node["c"]
     style = _taken(attributes)
-    if hidden(style):
+    if undisplayed(style):
         node["c"] = [attributes, []]
     elif code := arguments(style):
         node["c"] = [attributes, [_raw(f"#styled({code})["), *content, _raw("];")]]
@@ -176,7 +176,7 @@ def _span(node: dict) -> None:
 def _block(node: dict) -> None:
     attributes, content = node["c"]
     style = _taken(attributes)
-    if hidden(style):
+    if undisplayed(style):
         node["c"] = [attributes, []]
         return
     drawn, paper, around = letters(style), ground(style), borders(style)
@@ -204,7 +204,7 @@ def _table(table: list) -> None:
 
 
 def _cell(cell: list, style: dict[str, str]) -> None:
-    if hidden(style):
+    if undisplayed(style):
         cell[4] = []
         return
     if code := arguments(style, behind=False):

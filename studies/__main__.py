@@ -95,7 +95,7 @@ def listing(full: bool = False) -> str:
     )
 
 
-def fetch() -> None:
+def fetch_all() -> None:
     """Fetch the data sets that are not there, and say what data/ holds."""
     for name in data.SETS:
         print(f"data/ holds {name}: {len(data.load(name, paths.PROJECT / 'data').test)} test images")
@@ -123,11 +123,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.list:
             print(listing(options.full))
         elif options.names == ["data"]:
-            fetch()
+            fetch_all()
         elif options.names[:1] == ["claims"]:
             numbers = claims.numbers(options.names[1:])
             if options.fetch:
-                fetch()
+                fetch_all()
             train(claims.needed(numbers), **settings)
             print(claims.printed(numbers)) if numbers else claims.write_ledger(
                 claims.ledger(evidence.read() | replicas.recorded())
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
             chosen = [study for name in options.names or STUDIES for study in named(name)]
             records.check_committed()
             if options.fetch:
-                fetch()
+                fetch_all()
             train(chosen, **settings)
     except KeyboardInterrupt:
         sys.exit("interrupted: what had finished is recorded")

@@ -123,7 +123,7 @@ def test_an_unknown_name_is_said_before_a_changed_tree(untrained, monkeypatch):
 @pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--budget", "abc"], ["nothing"], ["claims", "x"]])
 def test_data_are_fetched_when_options_and_names_are_right(untrained, monkeypatch, wrong):
     fetched, called = [], []
-    monkeypatch.setattr(studies_main, "fetch", lambda: fetched.append("all"))
+    monkeypatch.setattr(studies_main, "fetch_all", lambda: fetched.append("all"))
     monkeypatch.setattr(report_main, "_call", lambda module, *arguments: called.append([module, *arguments]))
     report_main.study(*wrong)
     assert called == [["studies", "--fetch", *wrong]]

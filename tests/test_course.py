@@ -263,7 +263,7 @@ def test_say_puts_numbers_into_a_sentence(shown):
     ],
 )  # fmt: skip
 def test_labels_that_would_overlap_are_moved_apart(ends, placed):
-    assert labels.apart(ends, 10) == pytest.approx(placed)
+    assert labels.pushed_apart(ends, 10) == pytest.approx(placed)
 
 
 def test_every_line_with_a_label_is_named_at_its_end():

@@ -435,6 +435,7 @@ def test_nor_does_it_with(same_evaluation, digits, changes):
 
 def test_a_bar_reads_a_few_times_an_epoch_however_long_that_is(same_evaluation, digits, monkeypatch):
     shown = []
+    monkeypatch.setattr(train, "hidden", lambda progress: False)  # as on a terminal
     monkeypatch.setattr(train, "update_bar", lambda bar, *values, **others: shown.append(others))
     for batches, times in ((2, 0), (10, 3), (20, 4)):  # of 64 images: 32, 160 and 320 steps
         shown.clear()
