@@ -89,6 +89,7 @@ def test_studies_refuse_in_one_line(untrained, arguments, message):
 
 
 def test_hours_are_those_of_the_same_data_set_and_as_many_epochs(monkeypatch):
+    monkeypatch.setattr(records, "commit", lambda: "abc1234")
     here = records.environment(device.best_device())["device"]
     found = {
         runs.recipe("mnist", "ArcFace", seed, epochs=2): {"seconds": 100.0 + seed, "device": here} for seed in range(3)
@@ -123,6 +124,7 @@ def test_an_unknown_name_is_said_before_a_changed_tree(untrained, monkeypatch):
 @pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--budget", "abc"], ["nothing"], ["claims", "x"]])
 def test_data_are_fetched_when_options_and_names_are_right(untrained, monkeypatch, wrong):
     fetched, called = [], []
+    monkeypatch.setattr(records, "commit", lambda: "abc1234")
     monkeypatch.setattr(studies_main, "fetch_all", lambda: fetched.append("all"))
     monkeypatch.setattr(report_main, "_call", lambda module, *arguments: called.append([module, *arguments]))
     report_main.study(*wrong)
