@@ -19,7 +19,7 @@ from test_runs import fake, tiny
 
 from lib import paths
 from studies import __main__ as driver
-from studies import again, margin_maps, records, runs, study
+from studies import again, margin_maps, one_shot, records, runs, study
 from studies.__main__ import STUDIES
 from studies.study import Study
 
