@@ -29,8 +29,8 @@ GROUPS = {
     "notebooks": ("ipykernel", "jupyterlab"),
     "site": ("sphinx", "myst_nb", "myst_parser", "furo", "sphinx-mathjax-offline"),
     "dev": (
-        "codespell_lib", "distributed", "hypothesis", "mypy", "onnx", "onnxscript", "pypdf", "pytest", "xdist", "ruff",
-        "websocket",
+        "codespell_lib", "distributed", "hypothesis", "mypy", "onnx", "onnxscript", "pdfua", "pypdf", "pytest", "xdist",
+        "ruff", "websocket",
     ),
 }  # fmt: skip
 SITE = (3, 11)  # the Python that the web edition's packages need

@@ -12,7 +12,7 @@ from report import build, freshness
 
 # folders whose files go into the zip, and what else somebody needs to run them
 CODE = ("lib", "lib/heads", "lib/sets", "studies", "course", "benchmarks", "report", "report/layout", "report/site")
-CODE += ("report/site/pages", "tests")
+CODE += ("report/site/pages", "report/site/pages/_static", "tests")
 SUFFIXES = (".py", ".js", ".mplstyle", ".typ", ".lua", ".yml", ".bib")
 OTHERS = ("README.md", "LICENSE", "pyproject.toml", "uv.lock", "requirements.txt", "environment.yml")
 OTHERS += ("docs/*.md", "studies/*.md", "results/*.jsonl", "results/*.csv", "results/embeddings/*.npz")

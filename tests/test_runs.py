@@ -242,7 +242,8 @@ def test_same_config_same_result(project):
     assert first == again != other
 
 
-def test_live_gives_model_data_and_record(project, capsys):
+def test_live_gives_model_data_and_record(project, capsys, monkeypatch):
+    monkeypatch.setattr(train, "hidden", lambda progress: not progress)  # as on a terminal
     model, data, record = runs.live(tiny())
     assert len(data.train) == 192 and record["history"]["loss"]
     assert torch.isfinite(train.embed(model, data, data.val)).all()
