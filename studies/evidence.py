@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lib import heads
 from studies import margin_maps, records, replicas, s1, tuning, verdicts
 from studies.study import Incomplete
 
@@ -30,13 +31,18 @@ def confused(record: dict, *groups) -> float:
     return between / confusion[np.concatenate(groups)].sum()
 
 
+def margin(config: dict) -> float:
+    """The margin of a run (radians), which may be its loss's default."""
+    return dict(config["constants"]).get("m", heads.find(config["head"]).m)
+
+
 METRICS = {  # beyond those of the record
     "training loss": lambda r: r["history"]["loss"][-1],
     "log seconds": lambda r: math.log(r["seconds"]),
     "log temperature": lambda r: math.log(r["metrics"]["temperature"]),
     "train minus test": lambda r: r["metrics"]["train_accuracy"] - r["metrics"]["test_accuracy"],
     "within over between": lambda r: r["metrics"]["intra_angle"] / r["metrics"]["inter_angle"],
-    "beyond the margin": lambda r: r["metrics"]["smallest_angle"] - math.degrees(dict(r["config"]["constants"])["m"]),
+    "beyond the margin": lambda r: r["metrics"]["smallest_angle"] - math.degrees(margin(r["config"])),
     "follows difficulty": follows_difficulty,
     "4 and 9": lambda r: confused(r, [4], [9]),
     "cat and dog": lambda r: confused(r, [3], [5]),

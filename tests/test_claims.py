@@ -462,3 +462,8 @@ def test_the_rule_is_that_of_the_protocol():
     of = verdicts.decide(d, 0.1)
     outer, inner = of["high"] - of["mean"], of["inner_high"] - of["mean"]
     assert of["verdict"] == verdicts.word(of["mean"], outer, inner, 0.1) == "not decided"
+
+
+def test_a_margin_that_is_not_written_is_the_default():
+    assert evidence.margin({"head": "ArcFace", "constants": []}) == 0.3
+    assert evidence.margin({"head": "ArcFace", "constants": [["s", 8.0], ["m", 0.5]]}) == 0.5
