@@ -150,21 +150,27 @@ def runs(plan, name):
         return (
             old_s1("mnist", "AdaLoss", "as published") if name == "AdaLoss" else pick("replicas", source="S1", **fixed)
         )
-    old = study in ("s1_mnist", "s1_cifar10", "waterfall_mnist", "waterfall_cifar10")
-    return (old_s1 if old else new_s1)(data, loss, step)
+    if study in ("s1_mnist", "s1_cifar10", "waterfall_mnist", "waterfall_cifar10"):
+        return old_s1(data, loss, step)
+    found = new_s1(data, loss, step)
+    return {seed: found[seed] for seed in sorted(whole(data, arms(study)))}  # of seeds that have all arms
 
 
 def recorded(plan):
     """Is a plan of S1 recorded: for a single seed, all its arms?"""
     if not plan.startswith(("s1_published", "s1_same_network")):
         return True
-    data, pairs = plan.rpartition("_")[2], ["same network and rate", "same scale", "same margin, normalised"]
-    arms = [(loss, step) for loss in ("ArcFace", "AdaLoss") for step in (pairs if "same" in plan else [""])]
-    return bool(whole(data, arms))
+    return bool(whole(plan.rpartition("_")[2], arms(plan)))
 
 
-def whole(data, arms):
-    return set.intersection(*(set(new_s1(data, *arm)) for arm in arms))
+def arms(plan):
+    """The arms of a plan of S1: loss and step."""
+    pairs = ["same network and rate", "same scale", "same margin, normalised"]
+    return [(loss, step) for loss in ("ArcFace", "AdaLoss") for step in (pairs if "same" in plan else [""])]
+
+
+def whole(data, parts):
+    return set.intersection(*(set(new_s1(data, *part)) for part in parts))
 
 
 # ---------------------------------------------------------------- figures and verdicts
