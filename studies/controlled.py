@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from studies import records, runs, search, verdicts
+from studies import answers, records, runs, search, verdicts
 from studies.study import Study
 
 MEASURE = "val_accuracy"  # chooses
@@ -106,6 +106,7 @@ def long(data: str, full: bool = False) -> list[runs.Config]:
     ]
 
 
+_final_run = search.count_failures(answers.with_answers(runs.execute), MEASURE)
 TRIALS = {
     data: Study(
         f"trials_{data}", f"Which constants suit each loss on {setting.title}? Twelve trials each", runs.Config,
@@ -132,14 +133,14 @@ FINALISTS = {
 FINAL = {
     data: Study(
         f"final_{data}", f"Does an adaptive margin beat a fixed one, and does a margin pay, on {setting.title}?",
-        runs.Config, functools.partial(final, data), search.count_failures(runs.execute, MEASURE),
+        runs.Config, functools.partial(final, data), _final_run,
         needs=f"finalists_{data}", paired=True,
     )
     for data, setting in SETTINGS.items()
 }  # fmt: skip
 LONG = Study(
     "long_cifar10", "The same with a schedule four times as long, on CIFAR-10", runs.Config,
-    functools.partial(long, "cifar10"), search.count_failures(runs.execute, MEASURE), needs="finalists_cifar10",
+    functools.partial(long, "cifar10"), _final_run, needs="finalists_cifar10",
     paired=True,
 )  # fmt: skip
 STUDIES = [*TRIALS.values(), *WIDER.values(), *FINALISTS.values(), *FINAL.values(), LONG]
@@ -151,3 +152,12 @@ def finished(data: str) -> pd.DataFrame:
     found = FINAL[data].complete()
     frame = records.frame(found.values()).assign(head=[names[run] for run in found])
     return frame.assign(stalled=verdicts.stalled(frame))
+
+
+def right(data: str) -> dict[str, dict[int, np.ndarray]]:
+    """By arm and seed which test images (N,) a final run has right; runs that failed have none. Raises Incomplete."""
+    names, found = FINAL[data].arms(), {}
+    for run, record in FINAL[data].complete().items():
+        if "wrong" in record:
+            found.setdefault(names[run], {})[run.seed] = ~answers.unpack(record["wrong"])
+    return found

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from test_runs import fake
 
 from lib import heads, paths
 from studies import __main__ as command
-from studies import controlled, records, runs, search
+from studies import answers, controlled, records, runs, search
 from studies.study import Incomplete, Study
 
 DATA = list(controlled.SETTINGS)
@@ -136,6 +139,53 @@ def test_trials_hold_no_test_result_and_diverged_ones_count(project):
         model, record = wrapped(diverges, "val_accuracy")(run)
         assert model is None
         assert record["metrics"] == {"val_accuracy": 0.0, "failed": "the loss is nan in epoch 2"}
+
+
+def test_a_final_run_keeps_which_test_images_are_wrong(project):
+    run = runs.recipe("digits", "ArcFace", epochs=1, train_size=100)
+    _, record = answers.with_answers(runs.execute)(run)
+    wrong = answers.unpack(json.loads(json.dumps(record["wrong"])))
+    assert wrong.shape == (359,) and 1 - wrong.mean() == pytest.approx(record["metrics"]["test_accuracy"])
+    assert 0 < wrong.sum() < 359
+
+    def diverges(run, progress=False):
+        raise FloatingPointError("the loss is nan in epoch 2")
+
+    model, record = search.count_failures(answers.with_answers(diverges), "val_accuracy")(run)
+    assert model is None and "wrong" not in record
+
+
+def test_which_images_are_right_by_arm_and_seed(project):
+    record_trials("mnist")
+    record_finalists("mnist")
+    packed = answers.pack(np.arange(10) == 3)
+    plan = [run for run in controlled.final("mnist") if run.seed < 2]
+    write(controlled.FINAL["mnist"], [
+        fake(run) | ({"wrong": packed} if run.head != "Softmax" or run.seed else {}) for run in plan
+    ])  # fmt: skip
+    right = controlled.right("mnist")
+    assert right["Softmax"].keys() == {1} and right["same mean"].keys() == {0, 1}
+    assert right["AdaLoss"][1].tolist() == [True] * 3 + [False] + [True] * 6
+    with pytest.raises(ValueError, match="two seeds"):
+        answers.other_images(right["AdaLoss"], right["Softmax"])
+
+
+def test_the_interval_for_other_images_holds_the_truth():
+    """An image is hard for both losses and, apart, for one of them; a seed is lucky. All normal, so the truth is known."""
+    generator, width = np.random.default_rng(0), math.sqrt(1.5**2 + 1.5**2 + 0.05**2 + 1)
+    truth = stats.norm.cdf(2.6 / width) - stats.norm.cdf(2.5 / width)
+    held = held_for_seeds = 0
+    for _ in range(300):
+        easy, pair = generator.normal(0, 1.5, 400), []
+        for mean in (2.6, 2.5):
+            own = easy + generator.normal(mean, 1.5, 400)
+            lucky = generator.normal(0, 0.05, 10)
+            pair.append({seed: own + lucky[seed] + generator.normal(0, 1, 400) > 0 for seed in range(10)})
+        found = answers.other_images(*pair)
+        held += found["low"] <= truth <= found["high"]
+        held_for_seeds += abs(found["mean"] - truth) <= stats.t.ppf(0.975, 9) * found["seeds"]
+    assert held >= 0.95 * 300 - 6
+    assert held_for_seeds < 0.8 * held  # that of the seeds alone is for the same images
 
 
 def test_what_lies_at_the_end_of_a_range():
