@@ -39,11 +39,11 @@ def unpack(packed: dict) -> np.ndarray:
 def other_images(right: dict, reference: dict) -> dict:
     """How far the mean difference of two losses is known, for another training and for other test images too.
 
-    right, reference: by seed, truth values (N,). Standard errors of the mean difference of their accuracies (a share, not
-    points): seeds, from the differences of the seeds; images, from the mean difference on each image. low, high: the
-    95 % interval of both together (Student's t, one degree less than there are seeds). What a seed and an image share is
-    in either error, so the interval is a little too wide rather than too narrow. Raises ValueError for less than two
-    seeds that both have.
+    right, reference: by seed, truth values (N,). Standard errors of the mean difference of their accuracies (a share,
+    not points): seeds, from the differences of the seeds; images, from the mean difference on each image. low, high:
+    the 95 % interval of both together (Student's t, one degree less than there are seeds). What a seed and an image
+    share is in either error, so the interval is a little too wide rather than too narrow. Raises ValueError for less
+    than two seeds that both have.
     """
     seeds = sorted(right.keys() & reference.keys())
     if len(seeds) < 2:

@@ -171,7 +171,7 @@ def test_which_images_are_right_by_arm_and_seed(project):
 
 
 def test_the_interval_for_other_images_holds_the_truth():
-    """An image is hard for both losses and, apart, for one of them; a seed is lucky. All normal, so the truth is known."""
+    """An image is hard for both losses and, apart, for one; a seed is lucky. All normal, so the truth is known."""
     generator, width = np.random.default_rng(0), math.sqrt(1.5**2 + 1.5**2 + 0.05**2 + 1)
     truth = stats.norm.cdf(2.6 / width) - stats.norm.cdf(2.5 / width)
     held = held_for_seeds = 0
