@@ -154,6 +154,19 @@ def finished(data: str) -> pd.DataFrame:
     return frame.assign(stalled=verdicts.stalled(frame))
 
 
+def tried(data: str) -> pd.DataFrame:
+    """The rows of all trials (stage "trial", then "wider") and finalists, with factor: on the recipe's learning rates,
+    and chosen: at the constants and rates of the final runs. Raises Incomplete."""
+    best, parts = chosen(data), []
+    for stage, study in (("trial", TRIALS[data]), ("wider", WIDER[data]), ("finalist", FINALISTS[data])):
+        planned, found = study.planned(), study.read()
+        part = records.frame(found[run] for run in planned)
+        settled = [(run.constants, run.lr) == (best[run.head].constants, best[run.head].lr) for run in planned]
+        factor = [float(f"{run.lr / default(data, run.head).lr:.3g}") for run in planned]
+        parts.append(part.assign(stage=stage, factor=factor, chosen=settled))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
 def right(data: str) -> dict[str, dict[int, np.ndarray]]:
     """By arm and seed which test images (N,) a final run has right; runs that failed have none. Raises Incomplete."""
     names, found = FINAL[data].arms(), {}

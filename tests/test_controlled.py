@@ -91,6 +91,25 @@ def test_the_best_three_run_again_and_the_mean_of_the_two_decides(project):
     assert controlled.chosen("mnist")["ArcFace"].constants == best[1].constants
 
 
+def test_all_that_was_tried_as_rows(project):
+    record_trials("mnist", {("ArcFace", 3): 0.9, ("ArcFace", 5): 0.8, ("ArcFace", 7): 0.7})
+    record_finalists("mnist")
+    rows = controlled.tried("mnist")
+    arcface = rows[rows["head"] == "ArcFace"]
+    wider = [run for run in controlled.wider("mnist") if run.head == "ArcFace"]
+    assert arcface["stage"].tolist() == ["trial"] * 12 + ["wider"] * len(wider) + ["finalist"] * 6
+    assert rows["head"].nunique() == 6
+    best = controlled.chosen("mnist")["ArcFace"]
+    picked = arcface[arcface["chosen"]]
+    assert picked["stage"].tolist() == ["trial", "finalist", "finalist"] and picked["seed"].tolist() == [
+        1000,
+        1001,
+        1002,
+    ]
+    assert picked["val_accuracy"].iloc[0] == 0.9 and set(picked["lr"]) == {best.lr}
+    assert arcface["factor"].iloc[0] == 1 and 0.25 <= rows["factor"].min() < rows["factor"].max() <= 4
+
+
 def test_final_runs(project):
     record_trials("mnist")
     record_finalists("mnist")
