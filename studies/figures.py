@@ -74,15 +74,21 @@ def forest(ax: Axes, table: pd.DataFrame) -> None:
 
 def _zoom(ax: Axes, rows: np.ndarray, centre: float) -> None:
     """Limit the axis to the rows (mean, low, high) that lie near the others; of one far away, more than six times as
-    far from the centre as the median row, the mean is written at the edge."""
+    far from the centre as the median row, the mean is written at the edge, and an interval that goes on beyond an edge
+    ends there in an arrow."""
     reach = pd.DataFrame(np.abs(rows - centre)).max(axis=1).to_numpy()  # NaN for a row without runs
     far = reach > 6 * np.nanmedian(reach)
     if not far.any() or far.sum() > len(rows) / 3:
         return
     low, high = np.nanmin(rows[~far]), np.nanmax(rows[~far])
     ax.set_xlim(min(low, centre) - 0.3 * (high - low), max(high, centre) + 0.3 * (high - low))
-    for row, (mean, *_) in enumerate(rows):
-        if far[row] and not ax.get_xlim()[0] < mean < ax.get_xlim()[1]:
+    left, right = ax.get_xlim()
+    for row, (mean, *ends) in enumerate(rows):
+        if far[row] and left < mean < right:
+            for beyond, edge, arrow in ((ends[0] < left, left, "<"), (ends[1] > right, right, ">")):
+                if beyond:
+                    ax.plot(edge, row, arrow, color="0.3", markersize=6, clip_on=False)
+        elif far[row]:
             text, x, side = (f"{mean:.3g} →", 0.98, "right") if mean > centre else (f"← {mean:.3g}", 0.02, "left")
             style = {"fontsize": 8, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
             ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", **style)

@@ -91,7 +91,7 @@ def test_a_row_far_from_the_others_is_written_at_the_edge():
     plt.close()
 
 
-def test_a_wide_interval_around_a_near_mean_is_cut_off_without_a_word(ax):
+def test_a_wide_interval_around_a_near_mean_ends_in_arrows(ax):
     rows = {
         "ArcFace": (0.1, 0, 0.2),
         "CosFace": (-0.1, -0.3, 0.1),
@@ -102,4 +102,7 @@ def test_a_wide_interval_around_a_near_mean_is_cut_off_without_a_word(ax):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.forest(ax, table.reindex([*table.index, "LDAM"]))  # without runs: an empty row
-    assert ax.get_xlim()[0] > -1 and ax.get_xlim()[1] < 1 and not ax.texts
+    left, right = ax.get_xlim()
+    assert left > -1 and right < 1 and not ax.texts
+    arrows = [(line.get_marker(), line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines]
+    assert [arrow for arrow in arrows if arrow[0] in ("<", ">")] == [("<", left, 3), (">", right, 3)]
