@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from lib import heads
-from studies import margin_maps, records, replicas, s1, tuning, verdicts
+from studies import controlled, margin_maps, records, replicas, s1, tuning, verdicts
 from studies.study import Incomplete
 
 DRIFT = 0.001  # of the test accuracy; see ``settled``
@@ -80,6 +80,8 @@ def answered(recorded: dict) -> dict[str, tuple[int, dict]]:
     for name in s1.NAMES:
         with contextlib.suppress(ValueError):  # nothing is recorded
             found[f"controlled_{name}"] = of_frame(tuning.finished(name))
+        with contextlib.suppress(ValueError):
+            found[f"final_{name}"] = of_frame(controlled.finished(name))
     return found | of_grid(found) | of_maps()
 
 

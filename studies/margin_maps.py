@@ -251,7 +251,7 @@ def surface(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         gaps.update(differences(trained, metric, default, factor=100)["mean"])
     cells["value"] = 100 * own.mean() + cells["head"].map(gaps)
     candidates = cells if cells["stalled"].all() else cells[~cells["stalled"]]
-    best = candidates.loc[candidates["value"].idxmax(), "head"]
+    best = candidates.loc[candidates["value"].round(6).idxmax(), "head"]  # of equal ones the first, on every machine
     cells["best"] = cells["head"] == best
     to_best = pd.DataFrame(columns=["low", "high"], dtype=float)
     if trained["head"].nunique() > 1:

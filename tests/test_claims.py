@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from test_replicas import fake
 
-from studies import claims, evidence, geometry, margin_maps, replicas, s1, statistics, verdicts
+from studies import claims, controlled, evidence, geometry, margin_maps, replicas, s1, statistics, tuning, verdicts
 from studies.study import Study
 
 
@@ -96,7 +96,7 @@ def test_every_claim_has_a_known_kind_and_known_runs():
     table = claims.claims()
     assert list(table.index) == list(range(1, len(table) + 1)) and set(table["kind"]) <= set(claims.KINDS)
     plans = {plan.partition("/")[0] for text in table["plans"] for plan in text.replace(" | ", " ").split()}
-    known = {"controlled_mnist", "controlled_cifar10", "margins", *(study.name for study in margin_maps.STUDIES)}
+    known = {study.name for study in (*tuning.STUDIES, *controlled.STUDIES, *margin_maps.STUDIES)} | {"margins"}
     assert plans <= {*replicas.PLANS, *s1.PLANS, *known}
     needs = table["kind"].isin(["value", "exact"])
     assert (table["published"].notna() == needs).all() and (table["tolerance"].notna() == needs).all()
@@ -380,8 +380,8 @@ def test_controlled_study_answers_claims(project, monkeypatch):
     number = numbers("MNIST: a tuned adaptive mechanism")
     assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
     assert "not testable here" in claims.printed(number)
-    assert [study.name for study in claims.needed(number)] == ["controlled_mnist"]
-    monkeypatch.setattr(evidence.tuning, "finished", lambda name: frame)
+    assert [study.name for study in claims.needed(number)] == ["final_mnist"]
+    monkeypatch.setattr(evidence.controlled, "finished", lambda name: frame)
     line = claims.ledger({}, number).iloc[0]
     mean, low, high = statistics.interval([1.0, 1.1, 1.2])
     assert line["figure"] == f"{mean:.2f} [{low:.2f}, {high:.2f}] points" and line["verdict"] == "as claimed"

@@ -130,6 +130,20 @@ def of_map(data, name):
     return found
 
 
+def final(study, name):
+    """A loss's final runs under the protocol. A control is an ArcFace too, at AdaLoss's scale and rate."""
+
+    def setting(r):
+        return dict(r["config"]["constants"]).get("s"), r["config"]["lr"]
+
+    found = read(study)
+    seeds = [r["config"]["seed"] for r in found]
+    adaloss = {setting(r) for r in found if r["config"]["head"] == "AdaLoss"}
+    own = [r for r in found if r["config"]["head"] == name and (name == "AdaLoss" or setting(r) not in adaloss)]
+    whole = {seed for seed in seeds if seeds.count(seed) == (9 if seed < 10 else 5)}
+    return {r["config"]["seed"]: r for r in own if r["config"]["seed"] in whole}
+
+
 def runs(plan, name):
     """The records behind a name of a plan, by seed."""
     study, _, part = plan.partition("/")
@@ -143,6 +157,8 @@ def runs(plan, name):
         return s3(data, name)
     if study.startswith("controlled_"):
         return {r["config"]["seed"]: r for r in read(study) if r["config"]["head"] == name}
+    if study.startswith("final_"):
+        return final(study, name)
     if study.startswith("margins_"):
         return of_map(data, name)
     if study == "cosface_mnist":
@@ -212,7 +228,7 @@ def bad(plan, name, way):
     if way["metric"] in ("log seconds", "beyond_one"):
         return set()
     tail = name.partition(", ")[1:]
-    if plan.startswith(("s3", "s5", "controlled")) and "grid" not in plan:
+    if plan.startswith(("s3", "s5", "controlled", "final")) and "grid" not in plan:
         usual = runs(plan, "Softmax" + "".join(tail)).values()
     elif plan.startswith("s1_published") or plan in ("s1_mnist", "s1_cifar10"):
         both = [loss + ": as published" * ("published" not in plan) for loss in ("ArcFace", "AdaLoss")]

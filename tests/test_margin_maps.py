@@ -139,6 +139,15 @@ def test_the_best_point_and_what_cannot_be_told_from_it(project):
     assert not cells.loc[cells["stalled"], "near"].any()
 
 
+@pytest.mark.parametrize("noise", [1e-11, -1e-11])
+def test_of_equal_points_the_first_is_the_best_whatever_the_rounding(project, noise):
+    equal = [(0.2, 0.35, 16.0), (0.3, 0.2, 16.0)]
+    frame = surface_of(lambda p, seed: 0.95 if p in equal else 0.9)
+    frame.loc[frame["point"] == "0.3 0.2 16", "val_accuracy"] += noise
+    cells = margin_maps.surface(frame, "val_accuracy")
+    assert margin_maps.best_point(cells)["best"] == (0.2, 0.35, 16.0)
+
+
 def test_a_seed_with_few_points_shifts_none(project):
     def drop(run):
         return run.seed == 1 and margin_maps.point(run.head, run.constants) not in margin_maps.REFERENCES

@@ -14,15 +14,40 @@ README = " ".join((paths.PROJECT / "README.md").read_text(encoding="utf-8").spli
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
-@pytest.mark.parametrize("name", tuning.SEEDS)
+def finished(name):
+    """The final runs behind the README: of the protocol on MNIST, of the earlier study on CIFAR-10."""
+    if name == "mnist":
+        return controlled.finished(name)
+    frame = tuning.finished(name)
+    return frame.assign(stalled=verdicts.stalled(frame))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_adaptive_minus_fixed_with_ten_classes(name):
-    frame, bound = tuning.finished(name), controlled.SETTINGS[name].bound
-    found = verdicts.compare(
-        frame.assign(stalled=verdicts.stalled(frame)), "AdaLoss", "ArcFace", "test_accuracy", bound, 100
-    )
+    bound = controlled.SETTINGS[name].bound
+    found = verdicts.compare(finished(name), "AdaLoss", "ArcFace", "test_accuracy", bound, 100)
     assert f"| {NAMES[name]}, accuracy | {found['n']} | {tables.bracket(found)} | {found['verdict']} |" in README
+
+
+def test_the_pair_has_the_same_constants_on_cifar10():
+    frame = finished("cifar10")
     pair = frame[frame["head"].isin(["AdaLoss", "ArcFace"])]
     assert pair["lr"].nunique() == 1 and len({(dict(c)["s"], dict(c)["m"]) for c in pair["constants"]}) == 1
+
+
+def test_arcface_against_no_margin_on_mnist():
+    frame, bound = controlled.finished("mnist"), controlled.SETTINGS["mnist"].bound
+    losses = frame[frame["head"].isin(controlled.SETTINGS["mnist"].losses)]
+    family = verdicts.family(losses, "ArcFace", "test_accuracy", bound, -100)  # minus: ArcFace is the first
+    of = {head: "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**family.loc[head]) for head in ("Softmax", "NormFace")}
+    assert f"of plain softmax by {of['Softmax']} points, of NormFace by {of['NormFace']}." in README
+
+
+def test_the_controls_on_mnist_are_level_with_adaloss():
+    frame, bound = controlled.finished("mnist"), controlled.SETTINGS["mnist"].bound
+    for control in ("same mean", "permuted", "random"):
+        found = verdicts.compare(frame, "AdaLoss", control, "test_accuracy", bound, 100, comparisons=3)
+        assert found["verdict"] == "equivalent", control
 
 
 @pytest.mark.parametrize(("metric", "words"), [("map_at_r", "(MAP@R)"), ("one_shot_error", "error in one-shot tasks")])

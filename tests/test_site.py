@@ -158,11 +158,12 @@ def test_the_front_page_has_the_answer_of_readme(read, pages):
 def test_the_answer_of_the_front_page_holds():
     front = " ".join((paths.PROJECT / "README.md").read_text(encoding="utf-8").split())
     assert "no advantage, neither with ten balanced classes nor with" in front
-    for name in tuning.SEEDS:
-        frame, bound = tuning.finished(name), controlled.SETTINGS[name].bound
-        frame = frame.assign(stalled=verdicts.stalled(frame))
+    cifar10 = tuning.finished("cifar10")
+    frames = {"mnist": controlled.finished("mnist"), "cifar10": cifar10.assign(stalled=verdicts.stalled(cifar10))}
+    for name, frame in frames.items():
+        bound = controlled.SETTINGS[name].bound
         found = verdicts.compare(frame, "AdaLoss", "ArcFace", "test_accuracy", bound, 100)
-        assert found["verdict"] == "equivalent"
+        assert found["verdict"] in ("equivalent", "lower", "lower by less than the bound") and found["high"] < bound
     for metric, (_, factor, _, bound, _) in omniglot.QUESTIONS.items():
         found = verdicts.compare(omniglot.finished(), "AdaLoss", "ArcFace", metric, bound, factor, comparisons=2)
         assert found["verdict"] in ("equivalent", "lower by less than the bound")
