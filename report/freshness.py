@@ -20,6 +20,7 @@ KEY = "executed_from"
 CELLS = "its code cells"
 ADDRESS = re.compile(r'^REPO = ".*?"', re.M)  # the set-up cell has it: that cell finds lib and shows nothing
 FIGURE = re.compile(r"""(?:plots\.save|show)\(\s*\w+,\s*["']([\w.-]+)["']""")
+RECORDS = (".jsonl", ".npz")  # runs, and embeddings that are kept of some
 # what a kernel reads there is no source of what a notebook shows, or the notebook's own product
 NO_INPUTS = ("data", "figures", "notebooks", "report", "tests", "your_data")
 
@@ -87,11 +88,11 @@ def reasons(source: Path, executed: Path) -> list[str]:
 
 
 def restamp(executed: Path) -> bool:
-    """Take the records as they are now for those that the notebook was executed from: what notebooks of one build
-    record is no reason to execute those before them again. True if that changed something."""
+    """Take the records, and what is kept of runs, as they are now for those that the notebook was executed from: what
+    notebooks of one build record is no reason to execute those before them again. True if that changed something."""
     nb = json.loads(executed.read_text(encoding="utf-8"))
     known = nb["metadata"][KEY]
-    names = [name for name in known if name.endswith(".jsonl") and (paths.PROJECT / name).is_file()]
+    names = [name for name in known if name.endswith(RECORDS) and (paths.PROJECT / name).is_file()]
     now = {name: digest(paths.PROJECT / name) for name in names}
     if all(known[name] == value for name, value in now.items()):
         return False

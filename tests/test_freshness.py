@@ -34,7 +34,8 @@ import pathlib
 from studies import parts
 from lib import style
 """
-READ = "text = pathlib.Path('../results/runs.jsonl').read_text(); print(parts.twice(len(text)))"
+READ = """text = pathlib.Path('../results/runs.jsonl').read_text(); print(parts.twice(len(text)))
+text = pathlib.Path('../results/embeddings/one.npz').read_text()"""
 SAVE = "class plots: save = lambda *_: None\nfig = 0; plots.save(fig, '01_curve')"
 
 
@@ -53,6 +54,7 @@ def study(project):
     write(project / "studies" / "other.py", "")
     write(project / "results" / "runs.jsonl", '{"a": 1}\n')
     write(project / "results" / "others.jsonl", '{"a": 1}\n')
+    write(project / "results" / "embeddings" / "one.npz", "1")
     (project / "figures").mkdir()
     image.imsave(project / "figures" / "01_curve.png", np.eye(4))
     cells = [new_code_cell('REPO = ""  # the address'), *map(new_code_cell, (CELL, READ, SAVE))]
@@ -81,7 +83,8 @@ def edit(path, old, new):
 def test_nothing_is_out_of_date_after_an_execution(study, reasons):
     assert reasons() == []
     known = notebooks.read(study / "notebooks" / "01_first.ipynb").metadata[freshness.KEY]
-    files = {"lib/style.py", "studies/parts.py", "studies/deeper.py", "results/runs.jsonl", "figures/01_curve.png"}
+    modules, results = ("lib/style", "studies/parts", "studies/deeper"), ("runs.jsonl", "embeddings/one.npz")
+    files = {*(f"{name}.py" for name in modules), *(f"results/{name}" for name in results), "figures/01_curve.png"}
     assert set(known) == {freshness.CELLS, *files}
 
 
@@ -166,8 +169,9 @@ def test_restamp_takes_new_records_and_nothing_else(study, reasons):
     before = path.read_text()
     assert not freshness.restamp(path) and path.read_text() == before
     edit(study / "results" / "runs.jsonl", "1", "2")
+    edit(study / "results" / "embeddings" / "one.npz", "1", "2")  # another notebook has trained that run as well
     edit(study / "studies" / "deeper.py", "2", "3")
-    assert freshness.restamp(path)
+    assert len(reasons()) == 3 and freshness.restamp(path)
     assert reasons() == ["studies/deeper.py"]
     assert notebooks.read(path).cells == nbformat.reads(before, 4).cells
 
