@@ -50,6 +50,9 @@ TASKS, PAIRED_DRAWINGS = 1000, 5  # few-shot tasks of a kind; drawings of a char
 MAP_M, MAP_S = (0.0, 0.15, 0.3, 0.5, 0.8), (4.0, 8.0, 16.0, 32.0, 64.0)  # margins of ArcFace in radians, and scales
 MAP_ADALOSS = 0.5  # its m
 MAP_LR, MAP_SEEDS = 0.756, 3  # the rate at which most finalists with a scale did best
+# numbers of characters at which the scale is varied, 0 for all 728 of a trial
+SCALE_LEVELS, SCALE_S = (10, 30, 100, 300, 0), (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+SCALE_M = 0.3  # ArcFace's margin there, its default
 KEPT_ALPHABET = "Angelic"  # all of its drawings are among the embeddings that are kept
 
 
@@ -293,6 +296,22 @@ def margin_map(full: bool = False) -> list[Run]:
     ]
 
 
+def scales(full: bool = False) -> list[Run]:
+    """NormFace and ArcFace by scale and number of characters, judged like trials, all in as many steps; seeds in the
+    outer loop."""
+    images = 0 if paths.smoke() else 728 * 16  # of an epoch, also where there are fewer
+    return [
+        default(
+            head, trial=True, lr=MAP_LR, constants=constants | {"s": s}, seed=seed, classes=classes,
+            train_size=images if classes else 0,
+        )
+        for seed in range(MAP_SEEDS)
+        for classes in SCALE_LEVELS
+        for s in SCALE_S
+        for head, constants in (("NormFace", {}), ("ArcFace", {"m": SCALE_M}))
+    ]  # fmt: skip
+
+
 def kept(run: Run) -> dict:
     """What is kept of the first seed of the losses in CORE (not of controls), from which pictures are drawn.
 
@@ -356,7 +375,10 @@ MAP = Study(
     "omniglot_map", "Margin or scale: which of the two helps with a thousand classes?", Run, margin_map, _counted,
     paired=True,
 )  # fmt: skip
-STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES, MAP]
+SCALES = Study(
+    "omniglot_scales", "Does the best scale follow the number of classes?", Run, scales, _counted, paired=True,
+)  # fmt: skip
+STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES, MAP, SCALES]
 
 
 def finished() -> pd.DataFrame:

@@ -488,6 +488,20 @@ def test_the_map_reads_no_test_image_and_its_first_row_has_no_margin():
     assert all(c["m_max"] == 1.5 and c["m"] == study.MAP_ADALOSS for c in constants["AdaLoss"])
 
 
+def test_the_scale_is_varied_at_each_number_of_characters_in_as_many_steps():
+    planned = study.SCALES.planned()
+    assert len(planned) == len(set(planned)) == 180
+    levels = {}
+    for run in planned:
+        constants = dict(run.constants)
+        assert run.trial and run.lr == study.MAP_LR and run.drawings == 16
+        assert run.train_size == (728 * 16 if run.classes else 0)  # 0: all that 728 characters have
+        levels.setdefault((run.classes, run.seed), []).append((run.head, constants["s"], constants.get("m")))
+    assert {classes for classes, _ in levels} == {10, 30, 100, 300, 0}
+    assert all(sorted(part, key=str) == sorted(levels[0, 0], key=str) and len(part) == 12 for part in levels.values())
+    assert [run.seed for run in planned] == sorted(run.seed for run in planned)
+
+
 # ---------------------------------------------------------------- the real data
 
 HERE = all((REAL / "omniglot-py" / folder).is_dir() for folder in omniglot.FOLDERS)
