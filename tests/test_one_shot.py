@@ -71,8 +71,8 @@ def test_each_number_does_what_it_is_called(number, moves):
 
 
 def test_quarter_turns_are_characters_and_an_epoch_stays_as_long(small):
-    plain, _ = one_shot.prepare(one_shot.arm("affine maps", 0, **TINY))
-    turned, _ = one_shot.prepare(one_shot.arm("quarter turns", 0, **TINY))
+    plain, _ = one_shot.prepare(one_shot.arm(one_shot.ARMS["affine maps"], 0, **TINY))
+    turned, _ = one_shot.prepare(one_shot.arm(one_shot.ARMS["quarter turns"], 0, **TINY))
     C = sum(BACKGROUND.values())
     assert len(plain.classes) == C and len(turned.classes) == len(set(turned.classes)) == 4 * C
     assert len(turned.train) == 4 * len(plain.train) and turned.train.labels.unique().tolist() == list(range(4 * C))
@@ -87,7 +87,7 @@ def test_quarter_turns_are_characters_and_an_epoch_stays_as_long(small):
 def test_a_trial_reads_no_evaluation_alphabet(small, monkeypatch):
     monkeypatch.setattr(omniglot, "official", lambda: pytest.fail("a trial reads the official runs"))
     monkeypatch.setattr(omniglot, "final_metrics", lambda *_: pytest.fail("a trial reads the evaluation alphabets"))
-    run = one_shot.arm("quarter turns", 1000, trial=True, **TINY)
+    run = one_shot.arm(one_shot.ARMS["quarter turns"], 1000, trial=True, **TINY)
     model, record = one_shot.execute(run)
     assert set(record["metrics"]) == {
         "val_accuracy", "parameters", "recall_at_1", "map_at_r", one_shot.MEASURE, "core_minutes",
@@ -97,26 +97,52 @@ def test_a_trial_reads_no_evaluation_alphabet(small, monkeypatch):
 
 
 def test_a_final_run_reads_the_official_runs(small):
-    _, record = one_shot.execute(one_shot.arm("affine maps", 0, **TINY))
+    _, record = one_shot.execute(one_shot.arm(one_shot.ARMS["affine maps"], 0, **TINY))
     assert 0 <= record["metrics"]["one_shot_error"] <= 1 and one_shot.MEASURE not in record["metrics"]
 
 
-def test_the_best_arm_on_average_is_run_ten_times_with_its_margin(project, monkeypatch):
-    right = {"a larger network": (0.8, 0.9), "quarter turns": (0.99, 0.7), "twice as long": (0.86, 0.86)}
+# of each round: an arm with one good run, one with one very good run, and the best on average
+ROUNDS = {
+    "first": (one_shot.TRIALS, one_shot.ARMS, "a larger network", "quarter turns", "twice as long"),
+    "second": (one_shot.SECOND_TRIALS, one_shot.SECOND, "new statistics", "a larger margin", "twice as long"),
+}
+
+
+@pytest.mark.parametrize("which", ROUNDS)
+def test_the_best_arm_on_average_is_run_ten_times_with_its_margin(project, monkeypatch, which):
+    study, arms, *names = ROUNDS[which]
+    right = dict(zip(names, ((0.8, 0.9), (0.99, 0.7), (0.86, 0.86)), strict=True))
     found = {}
-    for run, name in one_shot.trials().items():
+    for run, name in study.arms().items():
         value = right.get(name, (0.5, 0.5))[one_shot.TRIAL_SEEDS.index(run.seed)]
         found[run] = fake(run, metrics={one_shot.MEASURE: value})
-    monkeypatch.setattr(type(one_shot.TRIALS), "read", lambda self, full=False: found)
-    assert one_shot.chosen() == "twice as long"
-    final = one_shot.final()
+    monkeypatch.setattr(type(study), "read", lambda self, full=False: found)
+    assert one_shot.chosen(study) == names[2]
+    final = one_shot.final(study, arms)
     counts = {head: sum(name == head for name in final.values()) for head in set(final.values())}
     assert counts == {"ArcFace": 10, "NormFace": 3, "Softmax": 3, "AdaLoss": 3}
     assert {run.epochs for run in final} == {40} and not any(run.trial for run in final)
+    assert {run.renewed for run in final} == {which == "second"}
     assert not {run.seed for run in final} & set(one_shot.TRIAL_SEEDS)
     assert all(dataclasses.replace(run, seed=0) in final for run in final)
 
 
 def test_no_arm_is_named_twice():
-    arms = [one_shot.arm(name, 0) for name in one_shot.ARMS]
-    assert len(set(arms)) == len(arms)
+    arms = [one_shot.arm(changes, 0) for table in (one_shot.ARMS, one_shot.SECOND) for changes in table.values()]
+    assert len(set(arms)) == len(arms) == 18
+
+
+def test_new_statistics_are_those_of_all_training_images_and_no_weight_moves(small):
+    run = one_shot.arm(one_shot.SECOND["new statistics"], 1000, trial=True, **TINY)
+    data, _ = one_shot.prepare(run)
+    model, _ = runs.fit(dataclasses.replace(run, epochs=1), data, progress=False)
+    weights = [p.clone() for p in model.parameters()]
+    seen = []
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+    momentum, old = norm.momentum, norm.running_mean.clone()
+    one_shot.renew(model.network, data)
+    batches = torch.stack([x.mean((0, 2, 3)) for x in seen])
+    torch.testing.assert_close(norm.running_mean, batches.mean(0), atol=1e-3, rtol=1e-3)
+    assert not torch.equal(norm.running_mean, old) and sum(map(len, seen)) == len(data.train)
+    assert norm.momentum == momentum and all(map(torch.equal, model.parameters(), weights))
