@@ -45,12 +45,6 @@ SPACE = {
     "AdaLoss": {"s": S, "m": (0.05, 0.6), "gamma": (0.1, 1.5)},
     "Triplet": {"m": (0.05, 0.5)},
 }
-# what the final runs are asked: metric -> title, factor, unit, decimals, whether lower is better
-QUESTIONS = {
-    "test_accuracy": ("test accuracy", 100, "points", 2, False),
-    "curve": ("mean validation accuracy", 100, "points", 2, False),
-    "angle_ratio": ("angle within / between", 1, "", 3, True),
-}
 
 
 def trials(data: str, full: bool = False) -> list[runs.Config]:
@@ -155,7 +149,6 @@ def finished(data: str) -> pd.DataFrame:
     return frame.assign(apart=frame["head"] == "Triplet")
 
 
-def compare(frame: pd.DataFrame, metric: str, reference: str = "ArcFace", heads: list[str] | None = None):
-    """``statistics.compare`` of final runs in one of ``QUESTIONS``."""
-    _, factor, _, _, lower_is_better = QUESTIONS[metric]
-    return statistics.compare(frame, metric, reference, heads, factor, lower_is_better)
+def compare(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """``statistics.compare`` of final runs with ArcFace, a share in percent."""
+    return statistics.compare(frame, metric, "ArcFace", factor=100)
