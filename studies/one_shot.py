@@ -135,7 +135,7 @@ def trials(full: bool = False) -> dict[Run, str]:
     return {arm(name, seed, trial=True): name for seed in TRIAL_SEEDS for name in ARMS}
 
 
-def chosen() -> str:
+def best_arm() -> str:
     """The arm that is right most often in the mean over the trials' seeds. Raises Incomplete."""
     names, right = TRIALS.arms(), {}
     for run, record in TRIALS.complete(full=False).items():
@@ -145,7 +145,7 @@ def chosen() -> str:
 
 def final(full: bool = False) -> dict[Run, str]:
     """The chosen arm, and in fewer seeds the same with other heads; seeds in the outer loop. Raises Incomplete."""
-    best = chosen()
+    best = best_arm()
     constants = dict(arm(best, 0).constants)
     heads = {
         "ArcFace": constants, "NormFace": {"s": constants["s"]}, "Softmax": {}, "AdaLoss": constants | search.FREE,
