@@ -132,7 +132,7 @@ def profile(step, device: torch.device) -> tuple[int, dict[str, float]]:
 def product_rate(device: torch.device) -> float:
     """Operations per second of a product of square matrices in the dtype of training; the best of ten."""
     size = 8192 if device.type == "cuda" else 2048  # a GPU needs longer for it than for starting it
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if devices.has_bf16(device) else torch.float32)
+    a = torch.randn(size, size, device=device, dtype=devices.precision(device))
     best = float("inf")
     for _ in range(10):
         start = time.perf_counter()

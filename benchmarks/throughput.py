@@ -104,7 +104,7 @@ def one_epoch(way: str, name: str, batch: int, size: int):
     return WAYS[way](name, runs.load(name), batch, size, best_device())
 
 
-def measure(name: str, batch: int, size: int, rounds: int) -> list[dict]:
+def both_ways(name: str, batch: int, size: int, rounds: int) -> list[dict]:
     """Both ways on one data set with one batch size, epoch by epoch in turns: a row each."""
     trained = size // batch * batch  # without an incomplete last batch
     taken = in_turns({way: (one_epoch, way, name, batch, size) for way in WAYS}, rounds)
@@ -125,7 +125,7 @@ def main() -> None:
     rows = []
     cases = [(name, batch) for name in SHAPES for batch in (64, runs.RECIPES[name]["batch_size"])]
     for name, batch in scaled(cases, cases[::2]):
-        rows += measure(name, batch, scaled(SIZES[name], batch), scaled(ROUNDS, 2))
+        rows += both_ways(name, batch, scaled(SIZES[name], batch), scaled(ROUNDS, 2))
     keep("throughput", rows, best_device(), **{PEER: version(PEER)})
 
 

@@ -1,1 +1,1 @@
-"""Angular-margin losses for image classification: heads, training, records, figures."""
+"""Angular-margin losses for image classification: data, heads, networks, training, measures, pictures."""

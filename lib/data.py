@@ -1,7 +1,7 @@
 """Data sets as uint8 tensors that live on the device, with batch augmentation there."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,9 +132,8 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
     """The set of that name in ``SETS``: MNIST, CIFAR-10, scikit-learn's digits, Omniglot.
 
     The validation split is fixed and stratified: 5,000 training images of MNIST and CIFAR-10, a tenth of a smaller
-    set, four of the twenty drawers of each of Omniglot's characters. Missing files are downloaded to root. Raises
-    ValueError for an unknown name, OSError for damaged files and for a download that fails; each message names the
-    cure. A data set more is a loader more in ``SETS``.
+    set, four of the twenty drawers of each of Omniglot's characters. Missing files are downloaded to root. Raises, with
+    the cure, ValueError for an unknown name, OSError for damaged files and for a download that fails.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SETS)}, or an existing image folder")
@@ -172,9 +171,7 @@ def _omniglot(root: Path) -> Data:
 
 
 # the sets that have a name: each loader takes the folder of the data and returns Data on the CPU
-SETS: dict[str, Callable[[Path], Data]] = {
-    "mnist": _mnist, "cifar10": _cifar10, "digits": _digits, "omniglot": _omniglot,
-}  # fmt: skip
+SETS = {"mnist": _mnist, "cifar10": _cifar10, "digits": _digits, "omniglot": _omniglot}
 
 
 def split_all(name: str, everything: Split, classes: list[str], **augmentation) -> Data:

@@ -1,6 +1,7 @@
 """What the code runs on: the device, the type of its matrix products, the layout of its images."""
 
 import torch
+from torch.amp import GradScaler
 
 
 def best_device() -> torch.device:
@@ -36,6 +37,11 @@ def precision(device: torch.device) -> torch.dtype:
 def autocast(device: torch.device) -> torch.autocast:
     dtype = precision(device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def grad_scaler(device: torch.device) -> GradScaler:
+    """For gradients in fp16, of which small ones would vanish; at PyTorch's own first scale, 2**16, some overflow."""
+    return GradScaler(device.type, init_scale=2.0**12, enabled=precision(device) == torch.float16)
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lib import metrics
 from lib.data import Data, Split
-from lib.device import autocast, memory_format, precision
+from lib.device import autocast, grad_scaler, memory_format
 from lib.models import Classifier
 from lib.muon import ConvMuon
 
@@ -42,25 +42,22 @@ def fit(
     margin_warmup: epochs over which the margins grow from zero. low_res_epochs: first epochs on images of 3/4 the side,
     at about half the cost. muon_lr: above 0, Muon trains the convolutions with it. linear_warmup: above 0, the learning
     rates rise linearly over that share of the steps, then fall so; at 0 both are half cosines, and the peak is at a
-    quarter. seed: order and augmentation.
-    The history holds loss (mean training loss, with margin and regulariser), train_accuracy (label-free, running mean
-    over the epoch), val_accuracy, val_loss (cross-entropy of the label-free logits at their best temperature, so
-    comparable between heads), seconds (training, and the head's ``epoch_end``; cumulative) and what the head's
-    ``describe`` gives. Values are read once an epoch, for the device waits meanwhile, with a bar up to four more times,
-    and in fp16 each step reads two of the gradient scaler's. A loss that is not finite raises FloatingPointError at the
-    end of its epoch, or ValueError for invalid labels or embeddings.
+    quarter. seed: order and augmentation. The history holds loss (mean training loss, with margin and regulariser),
+    train_accuracy (label-free, running mean over the epoch), val_accuracy, val_loss (cross-entropy of the label-free
+    logits at their best temperature, so comparable between heads), seconds (training, and the head's ``epoch_end``;
+    cumulative) and what the head's ``describe`` gives. Values are read once an epoch, for the device waits meanwhile,
+    with a bar up to four more times; in fp16 each step reads two of the gradient scaler's. A loss that is not finite
+    raises FloatingPointError at the end of its epoch, or ValueError for invalid labels or embeddings.
     """
     device, head = data.train.labels.device, classifier(model).head
     model.to(device)
     if isinstance(model, Classifier):  # DistributedDataParallel's first gradients are wrong if weights change layout
         model.to(memory_format=memory_format(device))
-    generator = torch.Generator().manual_seed(seed)
+    generator, known = torch.Generator().manual_seed(seed), data.train[:10_000]
     steps = max(1, len(data.train) // batch_size)
     optimizers = build_optimizers(model, lr, momentum, weight_decay, muon_lr)
     schedules = [one_cycle(optimizer, epochs * steps, linear_warmup) for optimizer in optimizers]
-    # where gradients are fp16 small ones would vanish; PyTorch's own first scale, 2**16, loses some steps to overflow
-    scaler = GradScaler(device.type, init_scale=2.0**12, enabled=precision(device) == torch.float16)
-    known = data.train[:10_000]
+    scaler = grad_scaler(device)
     history: dict[str, list] = {}
     seconds = 0.0
     bar = tqdm(total=epochs * steps, disable=hidden(progress), unit="step", ncols=100, file=sys.stdout, mininterval=1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-import statistics
+from statistics import median
 
 import pandas as pd
 
@@ -68,7 +68,7 @@ def hours(missing: list, *recorded: dict) -> str:
         if not known:
             return "unknown"
         per_epoch = [seconds for seconds, where in known if where == here] or [seconds for seconds, _ in known]
-        total += statistics.median(per_epoch) * sum(_epochs(run) for run in missing if _data(run) == name)
+        total += median(per_epoch) * sum(_epochs(run) for run in missing if _data(run) == name)
     return f"{total / 3600:.1f}"
 
 

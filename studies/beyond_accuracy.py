@@ -345,15 +345,6 @@ def complete(name: str, question: str) -> pd.DataFrame:
     return rows.assign(stalled=final < (1 / rows["classes"] + best) / 2, apart=rows["head"] == "Triplet")
 
 
-def levels(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """``statistics.means`` of a metric, in percent: one row per level and head, columns mean, low, high."""
-    table = []
-    for level, part in rows.groupby("level", sort=False):
-        for head, mean in statistics.means(statistics.by_loss(part, metric), apart=statistics.apart(part)).items():
-            table.append((level, head, *(100 * mean)))
-    return pd.DataFrame(table, columns=["level", "head", "mean", "low", "high"])
-
-
 def difference(rows: pd.DataFrame, metric: str, reference: str = "Softmax", only=None) -> pd.DataFrame:
     """``statistics.differences`` to the reference, in points, of a metric averaged over the levels in rows."""
     averaged = (

@@ -69,27 +69,17 @@ def chosen(data: str) -> dict[str, runs.Config]:
     return search.chosen(FINALISTS[data].planned(), FINALISTS[data].read(), MEASURE)
 
 
-def controls(data: str) -> dict[str, tuple[str, dict]]:
-    """Head and constants, by name, of margins that do not adapt, with AdaLoss's scale and the mean and the spread of
-    its margins at the end of the training of the chosen finalist (its first seed)."""
+def controls(data: str) -> dict[str, runs.Config]:
+    """``search.controls`` at AdaLoss's scale and learning rate, with the mean and the spread of its margins at the end
+    of the training of the chosen finalist (its first seed)."""
     adaloss = chosen(data)["AdaLoss"]
-    constants, found = dict(adaloss.constants), FINALISTS[data].read()[adaloss]
-    margins = np.array(found["history"]["margins"][-1])
-    scale = {"s": constants["s"]} if "s" in constants else {}  # the defaults have none
-    mean, spread = float(f"{margins.mean():.4g}"), float(f"{margins.std():.4g}")
-    return {
-        "same mean": ("ArcFace", scale | {"m": mean}),
-        "permuted": ("PermutedAdaLoss", constants),
-        "random": ("RandomMargin", scale | {"m": mean, "spread": spread}),
-    }
+    margins = np.array(FINALISTS[data].read()[adaloss]["history"]["margins"][-1])
+    return search.controls(adaloss, margins.mean(), margins.std())
 
 
 def final(data: str, full: bool = False) -> dict[runs.Config, str]:
     """The final runs and the name of their arm, seeds in the outer loop. Raises Incomplete."""
-    best, losses = chosen(data), SETTINGS[data].losses
-    arms = dict(best)
-    for name, (head, constants) in controls(data).items():
-        arms[name] = dataclasses.replace(best["AdaLoss"], head=head, constants=constants)
+    arms, losses = chosen(data) | controls(data), SETTINGS[data].losses
     return {
         dataclasses.replace(run, seed=seed): name
         for seed in range(SEEDS)

@@ -3,46 +3,9 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lib import plots
 from studies import statistics
-
-
-def curves(
-    ax: Axes, frame: pd.DataFrame, key: str, heads: list[str] | None = None, scale: float = 1.0, log: bool = False
-) -> None:
-    """history[key] per epoch for each loss (or those in heads): mean over seeds and 95 % band."""
-    values = {
-        head: scale * np.array([h[key] for h in group["history"]])  # (seeds, epochs)
-        for head, group in frame.groupby("head", sort=False)
-    }
-    for head, (mean, low, high) in statistics.means(values, apart=statistics.apart(frame)).items():
-        if heads and head not in heads:
-            continue
-        epochs = np.arange(1, len(mean) + 1)
-        ax.plot(epochs, mean, color=plots.COLOURS[head], marker=plots.MARKERS[head], label=head)
-        ax.fill_between(epochs, low, high, color=plots.COLOURS[head], alpha=0.15, lw=0)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("epoch")
-    if log:
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
-
-
-def mark_extremes(ax: Axes, frame: pd.DataFrame, key: str, heads: list[str]) -> None:
-    """Write minimum and maximum of each loss's mean history[key] beside their points, the lower curve's
-    below and the others' above."""
-    means = {head: np.mean([h[key] for h in frame.loc[frame["head"] == head, "history"]], axis=0) for head in heads}
-    for head, mean in means.items():
-        for epoch in (mean.argmin(), mean.argmax()):
-            lowest = mean[epoch] == min(other[epoch] for other in means.values())
-            ax.annotate(
-                f"{mean[epoch]:.3f}", (epoch + 1, mean[epoch]), (0, -14 if lowest else 7), textcoords="offset points",
-                ha="center", fontsize=8, color=plots.COLOURS[head],
-            )  # fmt: skip
 
 
 def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) -> None:
@@ -59,12 +22,9 @@ def intervals(ax: Axes, frame: pd.DataFrame, metric: str, scale: float = 1.0) ->
 
 
 def forest(ax: Axes, table: pd.DataFrame) -> None:
-    """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference; of
-    ``statistics.compare``, the bootstrap interval as a broad bar behind them."""
+    """Forest plot of ``statistics.differences``: mean and interval of each loss minus the reference."""
     for row, (head, difference) in enumerate(table.iterrows()):
         _interval(ax, row, head, *difference[["mean", "low", "high"]])
-        if "boot_low" in table:
-            ax.plot(difference[["boot_low", "boot_high"]], [row, row], color="0.8", linewidth=7, zorder=1)
     ax.axvline(0, color="0.3", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(table)), table.index)
     if not ax.yaxis_inverted():  # as it may be, on axes that share it

@@ -4,12 +4,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from lib import heads, models, train
 from lib.data import Data, Split
-from lib.device import precision
+from lib.device import grad_scaler
 
 
 @dataclass
@@ -49,7 +48,7 @@ def course(
     model = models.Classifier(network, heads.make(head, len(data.classes), dim, **constants)).to(device)
     optimizers = train.build_optimizers(model, lr=0.1, momentum=0.9, weight_decay=5e-4, muon_lr=0.0)
     schedules = [train.one_cycle(optimizer, steps, linear_warmup=0.0) for optimizer in optimizers]
-    scaler = GradScaler(device.type, init_scale=2.0**12, enabled=precision(device) == torch.float16)
+    scaler = grad_scaler(device)
     generator = torch.Generator().manual_seed(seed)
     watched, seen = data.val[:images], []
     batches: list = []

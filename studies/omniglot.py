@@ -247,18 +247,11 @@ def chosen() -> dict[str, Run]:
 
 
 def controls() -> dict[str, Run]:
-    """By name, margins that do not adapt, at AdaLoss's scale and learning rate: with the mean, and where they differ by
-    class the spread, of its margins at the end of the training of the chosen finalist (its first seed)."""
+    """``search.controls`` at AdaLoss's scale and learning rate, with the mean and the spread of its margins at the end
+    of the training of the chosen finalist (its first seed)."""
     run = chosen()["AdaLoss"]
     history = FINALISTS.read()[dataclasses.replace(run, trial=True)]["history"]
-    mean, spread = (float(f"{history[key][-1]:.4g}") for key in ("margins_mean", "margins_spread"))
-    scale = {name: value for name, value in run.constants if name == "s"}  # the defaults have none
-    arms = {
-        "same mean": ("ArcFace", scale | {"m": mean}),
-        "permuted": ("PermutedAdaLoss", run.constants),
-        "random": ("RandomMargin", scale | {"m": mean, "spread": spread}),
-    }
-    return {name: dataclasses.replace(run, head=head, constants=constants) for name, (head, constants) in arms.items()}
+    return search.controls(run, history["margins_mean"][-1], history["margins_spread"][-1])
 
 
 def final(full: bool = False) -> dict[Run, str]:

@@ -170,7 +170,7 @@ def trials(arms: dict, full: bool = False) -> dict[Run, str]:
     return {arm(changes, seed, trial=True): name for seed in TRIAL_SEEDS for name, changes in arms.items()}
 
 
-def chosen(study: Study) -> str:
+def best_arm(study: Study) -> str:
     """The arm that is right most often in the mean over the trials' seeds. Raises Incomplete."""
     names, right = study.arms(), {}
     for run, record in study.complete(full=False).items():
@@ -180,7 +180,7 @@ def chosen(study: Study) -> str:
 
 def final(study: Study, arms: dict, full: bool = False) -> dict[Run, str]:
     """The chosen arm, and in fewer seeds the same with other heads; seeds in the outer loop. Raises Incomplete."""
-    best = arms[chosen(study)]
+    best = arms[best_arm(study)]
     constants = (LOSS | best)["constants"]
     heads = {
         "ArcFace": constants, "NormFace": {"s": constants["s"]}, "Softmax": {}, "AdaLoss": constants | search.FREE,

@@ -1,8 +1,8 @@
 """Losses compared on somebody's own images: trained until they have learnt, judged by the test images, and kept.
 
-``prepare`` reads a folder and chooses the network, ``train`` trains one loss, ``accuracies`` and ``differences`` say
-what the test images show, ``unknown`` asks the same of classes that were left out, ``save``, ``load`` and ``classify``
-are for use. Nothing enters the study's records.
+``images_in`` reads a folder and chooses the network, ``train`` trains one loss, ``accuracies`` and ``differences`` say
+what the test images show, ``unknown`` asks the same of classes that were left out, ``save_model``, ``load_model`` and
+``classify`` are for use. Nothing enters the study's records.
 """
 
 import dataclasses

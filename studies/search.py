@@ -41,7 +41,7 @@ def trials(default) -> list:
     i has one factor on the learning rates and one s.
     """
     first = dataclasses.replace(default, constants=FIXED.get(default.head, {}), seed=TRIAL_SEED)
-    return [first, *_drawn_trials(first, SPACE[default.head], LR, TRIALS, seed=0)]
+    return [first, *drawn_from(first, SPACE[default.head], LR, TRIALS, seed=0)]
 
 
 def wider(default, planned: list, found: dict, measure: str) -> list:
@@ -53,11 +53,12 @@ def wider(default, planned: list, found: dict, measure: str) -> list:
         return []
     first = dataclasses.replace(default, constants=FIXED.get(default.head, {}), seed=TRIAL_SEED)
     ranges = {name: ends.get(name, limits) for name, limits in SPACE[default.head].items()}
-    return _drawn_trials(first, ranges, ends.get("lr", LR), MORE + 1, seed=1)
+    return drawn_from(first, ranges, ends.get("lr", LR), MORE + 1, seed=1)
 
 
-def _drawn_trials(first, ranges: dict, lr: tuple, n: int, seed: int) -> list:
-    """n - 1 trials drawn from the ranges."""
+def drawn_from(first, ranges: dict, lr: tuple, n: int, seed: int) -> list:
+    """n - 1 trials of one loss with constants, and a factor on the rates of its first run, from these ranges; s and
+    the factor are drawn log-uniformly, the others uniformly."""
     width = 1 + max(map(len, SPACE.values()))
     points = qmc.Sobol(width, seed=seed).random_base2(math.ceil(math.log2(n)))[1:n]
     drawn = []
@@ -145,6 +146,19 @@ def chosen(finalists: list, found: dict, measure: str) -> dict:
         if run.head not in best or np.mean(values) > np.mean(scores[best[run.head]]):
             best[run.head] = run
     return best
+
+
+def controls(run, mean: float, spread: float) -> dict:
+    """By name, margins that do not adapt in a run like this one of AdaLoss: one for all classes, AdaLoss's own given to
+    the wrong classes, random ones. mean, spread: of AdaLoss's margins, over the classes."""
+    mean, spread = float(f"{mean:.4g}"), float(f"{spread:.4g}")
+    scale = {name: value for name, value in run.constants if name == "s"}  # the defaults have none
+    arms = {
+        "same mean": ("ArcFace", scale | {"m": mean}),
+        "permuted": ("PermutedAdaLoss", run.constants),
+        "random": ("RandomMargin", scale | {"m": mean, "spread": spread}),
+    }
+    return {name: dataclasses.replace(run, head=head, constants=constants) for name, (head, constants) in arms.items()}
 
 
 def beyond(run, default) -> dict[str, tuple[float, float]]:

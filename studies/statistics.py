@@ -2,11 +2,9 @@
 
 Runs of one seed share initial weights and data order, so losses are compared seed by seed. Which interval
 is which: ``means`` and ``differences`` assume normal noise of one size and pool it over all losses but ``apart``,
-which is what two or three seeds allow; ``bootstrap`` and ``compare`` use a loss's own runs, and need five or more.
+which is what two or three seeds allow; ``bootstrap`` uses a loss's own runs, and needs five or more. The rule that
+decides under the protocol is in ``verdicts``.
 """
-
-import functools
-import itertools
 
 import numpy as np
 import pandas as pd
@@ -88,7 +86,7 @@ def differences(
     of its loss plus an effect of its seed plus noise (randomised blocks, least squares). The
     intervals hold for all comparisons at once with 95 % (Bonferroni), so that one of many does not
     look like a finding by chance. The noise of all losses but ``apart`` together estimates one spread, so that three
-    losses and two seeds already have an interval; ``compare`` adds what rests on a loss's own runs.
+    losses and two seeds already have an interval; ``compare`` adds an exact test.
     """
     names = list(frame["head"].unique())
     heads = [head for head in heads or names if head != reference]
@@ -132,23 +130,13 @@ def _effects(frame: pd.DataFrame, metric: str, names: tuple[str, ...]) -> tuple[
 
 
 def compare(
-    frame: pd.DataFrame,
-    metric: str,
-    reference: str,
-    heads: list[str] | None = None,
-    factor: float = 1.0,
-    lower_is_better: bool = False,
+    frame: pd.DataFrame, metric: str, reference: str, heads: list[str] | None = None, factor: float = 1.0
 ) -> pd.DataFrame:
-    """``differences`` to the reference, with tests and effect sizes from the seeds that both losses have.
+    """``differences`` to the reference, and a test that assumes no distribution, from the seeds that both losses have.
 
-    n, mean, low, high: as ``differences``. boot_low, boot_high: ``bootstrap`` of the paired differences.
-    p: exact paired permutation test, all 2^n ways to swap the two losses within seeds, two-sided; p_holm:
-    corrected for the comparisons of this table (Holm 1979). d: mean difference over the deviation of the
-    differences; few seeds overstate it. improvement, with its bootstrap interval: the probability that a run of
-    the loss beats a run of the reference (Agarwal et al. 2021, arXiv 2108.13264), ties half; lower_is_better
-    says what beats means. verdict: by p_holm at 5 %, or, with too few seeds for that test (see ``reaches``), by
-    the interval. apart: is the loss ``apart``? detectable: ``detectable`` by that test, or by the interval's t test,
-    for the spread of the paired differences pooled over the losses but ``apart``.
+    mean, low, high: as ``differences``; n: seeds in common. p: exact paired permutation test, all 2^n ways to swap the
+    two losses within seeds, two-sided; p_holm: corrected for the comparisons of this table (Holm 1979). verdict: by
+    p_holm at 5 %, or by the interval where there are too few seeds for that test to reach 5 %.
     Raises ValueError if the metric is missing in some run.
     """
     if metric not in frame or frame[metric].isna().any():
@@ -156,24 +144,11 @@ def compare(
         raise ValueError(f"{missing} of {len(frame)} runs have no {metric}: train them again or compare something else")
     table = differences(frame, metric, reference, heads, factor)
     wide = factor * frame.pivot(index="seed", columns="head", values=metric)
-    pairs = {head: wide[[head, reference]].dropna().to_numpy().T for head in table.index}  # (2, n) each
-    for head, (x, y) in pairs.items():
-        columns = ["n", "boot_low", "boot_high", "p", "d", "improvement", "improvement_low", "improvement_high"]
-        spread = np.std(x - y, ddof=1) if len(x) > 1 else 0.0
-        d = np.mean(x - y) / spread if spread > 1e-9 * np.abs(x).max() else np.nan  # rounding is no spread
-        better = improvement(y, x) if lower_is_better else improvement(x, y)
-        table.loc[head, columns] = [len(x), *bootstrap(x - y)[1:], permutation_p(x, y), d, *better]
-    table["p_holm"] = holm(table["p"])
-    others, exact = apart(frame), reaches(table)
-    table["apart"] = table.index.isin(others)
     for head in table.index:
-        alike = [head] if head in others else [other for other in pairs if other not in others]
-        variances = [np.var(x - y, ddof=1) for x, y in map(pairs.get, alike) if len(x) > 1]
-        sd = np.mean(variances) ** 0.5 if variances else np.nan
-        runs = _pool(frame, head, reference)
-        df = len(runs) - runs["head"].nunique() - runs["seed"].nunique() + 1
-        table.loc[head, "detectable"] = detectable(sd, len(pairs[head][0]), len(table), None if exact else df, exact)
-    if exact:
+        x, y = wide[[head, reference]].dropna().to_numpy().T  # (n,) each
+        table.loc[head, ["n", "p"]] = len(x), permutation_p(x, y)
+    table["p_holm"] = holm(table["p"])
+    if len(table) * 2.0 ** (1 - table["n"].min()) <= 0.05:
         effect = np.where(table["mean"] > 0, "higher", "lower")
         table["verdict"] = np.where(table["p_holm"] < 0.05, effect, "no difference shown")
     return table
@@ -199,69 +174,24 @@ def holm(p) -> np.ndarray:
     return corrected
 
 
-def improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Probability that a value of x (n,) exceeds one of y (n,), ties half; its 95 % bootstrap interval."""
+def detectable(sd: float, n: int, comparisons: int = 1, df: float | None = None) -> float:
+    """The smallest true mean difference that a two-sided t test of n pairs finds with a power of 80 % at the level of
+    5 %, for normal noise.
 
-    def probability(x, y, axis=-1):
-        above = np.sign(np.expand_dims(x, -1) - np.expand_dims(y, -2))
-        return ((above + 1) / 2).mean((-2, -1))
-
-    if len(x) < ENOUGH:
-        return float(probability(x, y)), np.nan, np.nan
-    drawn = stats.bootstrap((x, y), probability, paired=True, vectorized=True, method="percentile", random_state=0)
-    return float(probability(x, y)), *drawn.confidence_interval
-
-
-def detectable(
-    sd: float,
-    n: int,
-    comparisons: int = 1,
-    df: int | None = None,
-    exact: bool = False,
-    power: float = 0.8,
-    level: float = 0.05,
-) -> float:
-    """The smallest true mean difference that a two-sided test of n pairs finds with this power, for normal noise.
-
-    sd: deviation of the paired differences. The test is a t test, with sd estimated with df degrees of freedom (n - 1
-    if not given), or the exact permutation test. comparisons: the level is divided by their number, as in Holm's first
-    step. NaN for less than two pairs, and where the exact test cannot reach the level.
+    sd: deviation of the paired differences, estimated with df degrees of freedom (n - 1 if not given). comparisons: the
+    level is divided by their number (Bonferroni). NaN for less than two pairs.
     """
     if n < 2 or not np.isfinite(sd):
         return np.nan
-    level /= comparisons
-    found = _exact_power(n, level) if exact else _t_power(n - 1 if df is None else df, level)
-    largest = 50.0  # standard errors
+    found, power, largest = _t_power(n - 1 if df is None else df, 0.05 / comparisons), 0.8, 50.0  # standard errors
     if found(largest) < power:
         return np.nan
     return sd / n**0.5 * optimize.brentq(lambda shift: found(shift) - power, 0, largest, xtol=1e-3)
 
 
-def _t_power(df: int, level: float):
+def _t_power(df: float, level: float):
     """Share of experiments in which a t test finds a mean of so many standard errors, as a function of that number."""
     t = stats.t.ppf(1 - level / 2, df)
     # the estimated deviation over the true one, at even steps of its distribution: scipy's nct has no value at n = 2
     ratio = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
     return lambda shift: np.mean(stats.norm.sf(t * ratio - shift) + stats.norm.cdf(-t * ratio - shift))
-
-
-@functools.lru_cache
-def _exact_power(n: int, level: float, draws: int = 2000):
-    """The same for ``permutation_p``, from that many drawn experiments; beyond 12 pairs, where all swaps are too many,
-    the t test's, which then hardly differs."""
-    if n > 12:
-        return _t_power(n - 1, level)
-    noise = np.random.default_rng(0).standard_normal((draws, n))
-    swaps = np.array(list(itertools.product((1, -1), repeat=n - 1)))  # the first pair stays: -x is as large as x
-    swaps = np.column_stack([np.ones(len(swaps)), swaps])
-
-    def found(shift):
-        sums = np.abs((noise + shift / n**0.5) @ swaps.T)  # (draws, swaps), the first as measured
-        return np.mean((sums >= sums[:, :1] * (1 - 1e-9)).mean(1) < level)
-
-    return functools.lru_cache(found)
-
-
-def reaches(table: pd.DataFrame) -> bool:
-    """Can the exact test of this ``compare`` table reach 5 % after Holm's correction?"""
-    return len(table) * 2.0 ** (1 - table["n"].min()) <= 0.05

@@ -1,4 +1,4 @@
-"""Tables and sentences of numbers: what ``statistics`` finds, as text."""
+"""Tables of numbers: what ``statistics`` finds, as text."""
 
 import numpy as np
 import pandas as pd
@@ -69,35 +69,9 @@ def as_text(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         {
             "n": table["n"].astype(int),
             "difference": [bracket(row, digits) for _, row in table.iterrows()],
-            "bootstrap 95 %": [
-                f"[{a:+.{digits}f}, {b:+.{digits}f}]" if np.isfinite(a) else ""
-                for a, b in table[["boot_low", "boot_high"]].values
-            ],
             "p": [_number(value, ".3f") for value in table["p"]],
             "p (Holm)": [_number(value, ".3f") for value in table["p_holm"]],
-            "d": [_number(value, "+.1f") for value in table["d"]],
-            "P(better)": [_range(*row, 2) for row in table.filter(like="improvement").values],
-            "detectable": [_number(value, f".{digits}f") for value in table["detectable"]],
-            "verdict": table["verdict"],
         }
-    )
-
-
-def power_note(table: pd.DataFrame, unit: str, digits: int = 2) -> str:
-    """A sentence on what a ``statistics.compare`` table could have shown."""
-    n, k = int(table["n"].min()), len(table)
-    if n < 2:
-        return "One seed: nothing can be tested."
-    smallest = 2.0 ** (1 - n)
-    corrected = f"{min(1, k * smallest):.2g} after correction for {k} comparison{'s' * (k > 1)}"
-    verdict = "" if statistics.reaches(table) else ": it cannot reach 5 %, and the verdicts rest on the intervals alone"
-    found = table.loc[~table["apart"], "detectable"].max()
-    apart = table.index[table["apart"]]
-    aside = f" ({' and '.join(apart)} aside, whose noise is {'their' if len(apart) > 1 else 'its'} own)"
-    return (
-        f"With {n} seeds the exact test cannot give a p below {smallest:.2g}, {corrected}{verdict}. A true difference "
-        f"of {found:.{digits}f}{unit and ' '}{unit} would have been found with 80 % probability"
-        f"{aside * (len(apart) > 0)}."
     )
 
 

@@ -6,17 +6,15 @@ controlled_mnist`` trains the trials and then the final runs, ``tuning_mnist`` t
 the setting for a GPU.
 """
 
-import dataclasses
 import functools
 import math
 
 import numpy as np
 import pandas as pd
-from scipy.stats import qmc
 
 from lib import device
 from lib.heads import NINE
-from studies import records, runs, statistics
+from studies import records, runs, search, statistics
 from studies.study import Incomplete, Study
 
 LOSSES = (*NINE, "Triplet")
@@ -30,7 +28,7 @@ CPU = {"mnist": {}, "cifar10": {"network": "NarrowAirNet"}}
 SHORT = {"mnist": {"epochs": 2}, "cifar10": {"train_size": 10_000, "epochs": 6}}
 
 # the ranges of the constants (margins in radians, or in cosine for CosFace, AdaFace and m3), and of the factor on the
-# recipe's learning rates, which every loss has; s and the factor are drawn log-uniformly, the others uniformly
+# recipe's learning rates, which every loss has
 LR = (0.5, 2.0)
 S = (8.0, 40.0)
 SPACE = {
@@ -45,12 +43,6 @@ SPACE = {
     "AdaLoss": {"s": S, "m": (0.05, 0.6), "gamma": (0.1, 1.5)},
     "Triplet": {"m": (0.05, 0.5)},
 }
-# what the final runs are asked: metric -> title, factor, unit, decimals, whether lower is better
-QUESTIONS = {
-    "test_accuracy": ("test accuracy", 100, "points", 2, False),
-    "curve": ("mean validation accuracy", 100, "points", 2, False),
-    "angle_ratio": ("angle within / between", 1, "", 3, True),
-}
 
 
 def trials(data: str, full: bool = False) -> list[runs.Config]:
@@ -59,27 +51,9 @@ def trials(data: str, full: bool = False) -> list[runs.Config]:
     The points are Sobol's, the same for all losses: trial i has one factor on the learning rate, and one s.
     """
     setting = FULL[data] if full else CPU[data] | SHORT[data]
-    width = 1 + max(map(len, SPACE.values()))
-    points = qmc.Sobol(width, seed=0).random_base2(math.ceil(math.log2(TRIALS)))[1:TRIALS]
     defaults = [runs.recipe(data, head, SEED, **setting) for head in LOSSES]
-    drawn = []
-    for factor, *rest in points:
-        rates = _rates(data, _drawn("lr", *LR, factor))
-        for default in defaults:
-            ranges = SPACE[default.head].items()
-            constants = {name: _drawn(name, *limits, u) for (name, limits), u in zip(ranges, rest, strict=False)}
-            drawn.append(dataclasses.replace(default, constants=constants, **rates))
-    return defaults + drawn
-
-
-def _drawn(name: str, low: float, high: float, u: float) -> float:
-    value = low * (high / low) ** u if name in ("lr", "s") else low + (high - low) * u
-    return float(f"{value:.3g}")
-
-
-def _rates(data: str, factor: float) -> dict:
-    """The recipe's learning rates, SGD's and Muon's, times a factor."""
-    return {rate: float(f"{factor * getattr(runs.recipe(data, 'Softmax'), rate):.6g}") for rate in ("lr", "muon_lr")}
+    by_loss = [[first, *search.drawn_from(first, SPACE[first.head], LR, TRIALS, seed=0)] for first in defaults]
+    return [trial for same in zip(*by_loss, strict=True) for trial in same]
 
 
 def execute_trial(config: runs.Config, progress: bool = False) -> tuple:
@@ -155,7 +129,6 @@ def finished(data: str) -> pd.DataFrame:
     return frame.assign(apart=frame["head"] == "Triplet")
 
 
-def compare(frame: pd.DataFrame, metric: str, reference: str = "ArcFace", heads: list[str] | None = None):
-    """``statistics.compare`` of final runs in one of ``QUESTIONS``."""
-    _, factor, _, _, lower_is_better = QUESTIONS[metric]
-    return statistics.compare(frame, metric, reference, heads, factor, lower_is_better)
+def compare(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """``statistics.compare`` of final runs with ArcFace, a share in percent."""
+    return statistics.compare(frame, metric, "ArcFace", factor=100)

@@ -171,7 +171,7 @@ def small(smoke, monkeypatch):
 
 
 def test_recipes_in_miniature(small, capsys):
-    recipes.measure(["digits"])
+    recipes.train_and_time(["digits"])
     frame = recipes.recorded()
     assert list(frame["change"]) == ["", "no momentum"] and set(frame["recipe"]) == {"digits"}
     lines = [json.loads(line) for line in (small / ".smoke/results/recipes.jsonl").read_text().splitlines()]
@@ -181,7 +181,7 @@ def test_recipes_in_miniature(small, capsys):
     assert cost.filter(like="share.").sum() == pytest.approx(1, abs=1e-4) and cost["share.convolutions"] > 0
     turns = benchmarks.measured("turns").filter(["recipe", "change"])
     assert turns.values.tolist() == [["digits", "no momentum"]]
-    recipes.measure(["digits"])
+    recipes.train_and_time(["digits"])
     assert "2 runs from recipes.jsonl, 0 trained now" in capsys.readouterr().out
 
 
@@ -190,6 +190,13 @@ def test_a_slower_step_takes_longer(small, monkeypatch):
     row = recipes.turns("digits")[0]
     assert row["recipe"] == "digits" and row["change"] == "wider" and row["ratio"]["n"] == 5
     assert 1.2 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+
+
+def test_products_are_timed_in_the_dtype_of_training(monkeypatch):
+    dtypes = set()
+    monkeypatch.setattr(benchmarks.devices, "precision", lambda on: torch.float16)
+    monkeypatch.setattr(benchmarks.F, "linear", lambda a, b: dtypes.add(a.dtype) or a)
+    assert benchmarks.product_rate(torch.device("cpu")) > 0 and dtypes == {torch.float16}
 
 
 def test_operations_by_hand(small):

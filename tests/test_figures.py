@@ -5,7 +5,6 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
@@ -25,33 +24,9 @@ def ax():
 @pytest.fixture
 def frame():
     rows = [
-        {"head": head, "seed": seed, "f1": 0.9 + 0.01 * seed, "history": {"loss": [3.0 - seed, 1.0, 2.0]}}
-        for head in ("ArcFace", "Softmax")
-        for seed in range(2)
+        {"head": head, "seed": seed, "f1": 0.9 + 0.01 * seed} for head in ("ArcFace", "Softmax") for seed in range(2)
     ]
     return pd.DataFrame(rows)
-
-
-def test_curves_show_mean_and_interval(ax, frame):
-    figures.curves(ax, frame, "loss", scale=10)
-    assert [line.get_label() for line in ax.lines] == ["ArcFace", "Softmax"]
-    for line in ax.lines:
-        assert to_hex(line.get_color()) == to_hex(plots.COLOURS[line.get_label()])
-        np.testing.assert_allclose(line.get_xydata(), [[1, 25], [2, 10], [3, 20]])
-    band = ax.collections[0].get_paths()[0].vertices
-    pooled = statistics.means({"ArcFace": [30, 20], "Softmax": [30, 20]})
-    assert band[:, 1].max() == pytest.approx(pooled["ArcFace"][2])
-
-
-def test_curves_of_chosen_losses(ax, frame):
-    figures.curves(ax, frame, "loss", heads=["Softmax"])
-    assert [line.get_label() for line in ax.lines] == ["Softmax"]
-
-
-def test_extremes_are_marked(ax, frame):
-    figures.curves(ax, frame, "loss")
-    figures.mark_extremes(ax, frame, "loss", ["ArcFace"])
-    assert [(t.get_text(), t.xy) for t in ax.texts] == [("1.000", (2, 1.0)), ("2.500", (1, 2.5))]
 
 
 def test_intervals_show_every_seed(ax, frame):
@@ -69,10 +44,9 @@ def test_difference_is_drawn_with_its_interval(ax):
     assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [-5.0, 1.0], [-2.0], [0, 0]]
 
 
-def test_difference_with_bootstrap_intervals_and_a_name_that_is_new(ax):
-    columns = {"mean": [1.0], "low": [0.5], "high": [1.5], "boot_low": [0.7], "boot_high": [1.2]}
+def test_a_name_that_is_new_has_a_style(ax):
+    columns = {"mean": [1.0], "low": [0.5], "high": [1.5]}
     figures.forest(ax, pd.DataFrame(columns, index=["schedule: rising"]))
-    assert [list(line.get_xdata()) for line in ax.lines] == [[0.5, 1.5], [1.0], [0.7, 1.2], [0, 0]]
     colour, marker = plots.COLOURS["schedule: rising"], plots.MARKERS["schedule: rising"]
     assert to_hex(ax.lines[0].get_color()) == to_hex(colour) and ax.lines[1].get_marker() == marker
 

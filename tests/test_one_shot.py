@@ -117,7 +117,7 @@ def test_the_best_arm_on_average_is_run_ten_times_with_its_margin(project, monke
         value = right.get(name, (0.5, 0.5))[one_shot.TRIAL_SEEDS.index(run.seed)]
         found[run] = fake(run, metrics={one_shot.MEASURE: value})
     monkeypatch.setattr(type(study), "read", lambda self, full=False: found)
-    assert one_shot.chosen(study) == names[2]
+    assert one_shot.best_arm(study) == names[2]
     final = one_shot.final(study, arms)
     counts = {head: sum(name == head for name in final.values()) for head in set(final.values())}
     assert counts == {"ArcFace": 10, "NormFace": 3, "Softmax": 3, "AdaLoss": 3}

@@ -81,7 +81,7 @@ def test_what_is_not_defined_is_a_dash(bootstrapped):
     assert list(gone["F1"]) == 3 * [tables.DASH]
     assert tables.bracket(pd.Series({"mean": np.nan, "low": np.nan, "high": np.nan})) == tables.DASH
     two = statistics.compare(long({"A": [1.0], "B": [2.0]}), "f1", "A")
-    assert {tables.as_text(two).loc["B", key] for key in ("p", "d", "detectable")} == {tables.DASH}
+    assert {tables.as_text(two).loc["B", key] for key in ("p", "p (Holm)")} == {tables.DASH}
 
 
 def test_means_pool_the_spread_over_the_groups():
@@ -185,15 +185,6 @@ def test_holm_by_hand():
     assert statistics.holm([0.04]) == pytest.approx([0.04])
 
 
-def test_improvement_by_hand():
-    p, low, high = statistics.improvement(np.array([1.0, 3, 5]), np.array([2.0, 3, 0]))
-    assert p == pytest.approx((1 + 0 + 0 + 1 + 0.5 + 1 + 1 + 1 + 1) / 9)  # as Mann and Whitney's U over 9
-    assert p == stats.mannwhitneyu([1, 3, 5], [2, 3, 0]).statistic / 9 and math.isnan(low) and math.isnan(high)
-    p, low, high = statistics.improvement(np.array([1.0, 3, 5, 1, 2]), np.array([2.0, 3, 0, 1, 1]))
-    assert 0 <= low <= p <= high <= 1
-    assert statistics.improvement(np.array([2.0]), np.array([1.0]))[0] == 1
-
-
 def test_detectable_effect_needs_less_with_a_pooled_spread():
     pooled, alone = (statistics.detectable(1, 3, 9, df) for df in (18, 2))
     shift = stats.norm.ppf(1 - 0.05 / 18) + stats.norm.ppf(0.8)  # if the spread were known
@@ -206,16 +197,6 @@ def test_detectable_effect_has_its_power(n, comparisons):
     shift = statistics.detectable(2.0, n, comparisons)
     drawn = np.random.default_rng(0).normal(shift, 2, size=(20_000, n))
     assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05 / comparisons) == pytest.approx(0.8, abs=0.01)
-
-
-@pytest.mark.parametrize(("n", "comparisons"), [(6, 1), (10, 9)])
-def test_detectable_effect_has_its_power_by_the_exact_test(n, comparisons):
-    shift = statistics.detectable(2.0, n, comparisons, exact=True)
-    assert shift > 0.97 * statistics.detectable(2.0, n, comparisons)
-    samples = shift + 2 * np.random.default_rng(1).standard_normal((300, n))
-    found = np.mean([comparisons * statistics.permutation_p(x, np.zeros(n)) < 0.05 for x in samples])
-    assert found == pytest.approx(0.8, abs=0.07)
-    assert math.isnan(statistics.detectable(2.0, n, 1000, exact=True))  # too few swaps for so many comparisons
 
 
 def test_detectable_effect_falls_with_runs():
@@ -237,31 +218,17 @@ def test_compare_joins_what_its_parts_say(ten):
     wide = 100 * ten.pivot(index="seed", columns="head", values="f1")
     for head in "BC":
         difference, row = (wide[head] - wide["A"]).to_numpy(), table.loc[head]
-        assert row[["boot_low", "boot_high"]].tolist() == pytest.approx(statistics.bootstrap(difference)[1:])
-        assert row["d"] == pytest.approx(difference.mean() / difference.std(ddof=1))
-        assert row["p"] == statistics.permutation_p(difference, 0 * difference)
+        assert row["n"] == 10 and row["p"] == statistics.permutation_p(difference, 0 * difference)
     pd.testing.assert_frame_equal(table[["mean", "low", "high"]], statistics.differences(
         ten, "f1", "A", factor=100)[["mean", "low", "high"]])  # fmt: skip
     assert table["p_holm"].to_dict() == pytest.approx({"B": 2 * 2.0**-9, "C": table.loc["C", "p"]})
     assert dict(table["verdict"]) == {"B": "higher", "C": "no difference shown"}
-    sd = np.sqrt(np.mean([np.var(wide[h] - wide["A"], ddof=1) for h in "BC"]))
-    assert table["detectable"].tolist() == pytest.approx([statistics.detectable(sd, 10, 2, exact=True)] * 2)
-
-
-def test_lower_can_be_better(ten):
-    higher, lower = (statistics.compare(ten, "f1", "A", lower_is_better=b)["improvement"] for b in (False, True))
-    assert (higher + lower).tolist() == pytest.approx([1, 1]) and higher["B"] > 0.5
 
 
 def test_with_five_seeds_the_interval_decides(ten):
     table = statistics.compare(ten[ten["seed"] < 5], "f1", "A")
-    wide = ten[ten["seed"] < 5].pivot(index="seed", columns="head", values="f1")
-    sd = np.sqrt(np.mean([np.var(wide[h] - wide["A"], ddof=1) for h in "BC"]))
-    assert table["detectable"].tolist() == pytest.approx([statistics.detectable(sd, 5, 2, df=8)] * 2)  # 8 = 4 * 2
     assert table.loc["B", "p"] == 2.0**-4 and table.loc["B", "low"] > 0
     assert table.loc["B", "verdict"] == "higher"  # which p could not say
-    assert "below 0.062, 0.12 after correction for 2 comparisons: it cannot reach 5 %" in tables.power_note(table, "x")
-    assert "it cannot" not in tables.power_note(statistics.compare(ten, "f1", "A"), "x")
 
 
 def test_compare_needs_common_seeds_only(ten):
@@ -271,13 +238,7 @@ def test_compare_needs_common_seeds_only(ten):
 
 def test_compare_of_one_seed_claims_nothing(ten):
     table = statistics.compare(ten[ten["seed"] == 0], "f1", "A")
-    assert set(table["verdict"]) == {"one seed: open"} and table[["p", "d", "detectable"]].isna().all(axis=None)
-    assert tables.power_note(table, "points") == "One seed: nothing can be tested."
-
-
-def test_rounding_is_no_spread():
-    table = statistics.compare(long({"A": [0.1, 0.2, 0.3], "B": [0.4, 0.5, 0.6]}), "f1", "A", factor=100)
-    assert math.isnan(table.loc["B", "d"]) and table.loc["B", "mean"] == pytest.approx(30)
+    assert set(table["verdict"]) == {"one seed: open"} and table[["p", "p_holm"]].isna().all(axis=None)
 
 
 def test_compare_of_a_missing_metric(ten):
@@ -291,8 +252,7 @@ def test_readable_shows_every_number(ten):
     table = statistics.compare(ten, "f1", "A")
     row = tables.as_text(table, 1).loc["B"]
     assert row["difference"] == tables.bracket(table.loc["B"], 1)
-    assert row["bootstrap 95 %"] == f"[{table.loc['B', 'boot_low']:+.1f}, {table.loc['B', 'boot_high']:+.1f}]"
-    assert row["p (Holm)"] == "0.004" and row["P(better)"].startswith(f"{table.loc['B', 'improvement']:.2f} [")
+    assert (row["n"], row["p"], row["p (Holm)"]) == (10, "0.002", "0.004")
 
 
 def test_triplet_neither_widens_the_other_intervals_nor_borrows_their_spread(ten):
@@ -305,9 +265,6 @@ def test_triplet_neither_widens_the_other_intervals_nor_borrows_their_spread(ten
     wide = both.pivot(index="seed", columns="head", values="f1")
     test = stats.ttest_rel(wide["Triplet"], wide["A"]).confidence_interval(1 - 0.05 / 3)  # three comparisons
     assert tuple(every.loc["Triplet", ["low", "high"]]) == pytest.approx((test.low, test.high))
-    sd = (wide["Triplet"] - wide["A"]).std()
-    assert every.loc["Triplet", "detectable"] == pytest.approx(statistics.detectable(sd, 10, 3, exact=True))
-    assert "(Triplet aside, whose noise is its own)" in tables.power_note(every, "x")
     values, alone = statistics.by_loss(both, "f1"), statistics.by_loss(ten, "f1")
     means = statistics.means(values, apart=statistics.apart(both))
     np.testing.assert_allclose(means["A"], statistics.means(alone)["A"])

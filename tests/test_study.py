@@ -368,18 +368,19 @@ def test_smoke_trains_what_is_read(smoke, capsys):
     assert len(one.complete()) == len(one.read()) == len(trained) == 2 and not one.for_gpu()
 
 
+def invented(planned):
+    """A record for each of these runs, all alike."""
+    metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "map_at_r", one_shot.MEASURE), 0.5)
+    history = {"val_loss": [1.0], "margins": [[0.3] * 10], "margins_mean": [0.3], "margins_spread": [0.1]}
+    return {run: fake(run, metrics=metrics, history=history) for run in planned}
+
+
 @pytest.fixture(scope="module")
 def plans():
     """The plans of all studies, (whole, small) by name; what they rest on is invented."""
 
-    def read(self, full=False):
-        metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "map_at_r", one_shot.MEASURE), 0.5)
-        history = {"val_loss": [1.0], "margins": [[0.3] * 10], "margins_mean": [0.3], "margins_spread": [0.1]}
-        invented = {"metrics": metrics, "history": history}
-        return {run: fake(run, **invented) for run in self.planned(full)}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Study, "read", read)
+        patch.setattr(Study, "read", lambda self, full=False: invented(self.planned(full)))
         patch.delenv("PROFILE", raising=False)
         whole = {name: one.planned() for name, one in STUDIES.items()}
         patch.setenv("PROFILE", "smoke")
@@ -400,6 +401,23 @@ def test_smoke_keeps_a_part_of_every_plan(plans):
             one_loss = isinstance(small[0], margin_maps.Run) or name == "one_shot_trials"
             assert "AdaLoss" in heads or one_loss, name
     assert sum(len(small) for _, small in plans.values()) < 0.5 * sum(len(whole) for whole, _ in plans.values())
+
+
+def test_no_plan_asks_for_the_smoke_profile(monkeypatch):
+    """Only what runs a plan makes it small. What plans rest on is invented."""
+
+    def whole(self, full=False):
+        return list(self.plan(full))
+
+    monkeypatch.setattr(Study, "planned", whole)
+    monkeypatch.setattr(Study, "arms", lambda self, full=False: dict(self.plan(full)))
+    monkeypatch.setattr(Study, "read", lambda self, full=False: invented(whole(self, full)))
+    plans = []
+    for profile in ("", "smoke"):
+        monkeypatch.setenv("PROFILE", profile)
+        # S3's final runs look for the records of a shrunk search themselves
+        plans.append({name: whole(one) for name, one in STUDIES.items() if one.needs != "s3_search"})
+    assert plans[0] == plans[1] and sum(map(len, plans[0].values())) > 1000
 
 
 def test_smoke_keeps_what_the_maps_compare_with(plans):

@@ -487,8 +487,7 @@ def test_the_layout_of_the_weights_is_that_of_the_device(digits, monkeypatch):
 
 @pytest.mark.parametrize("muon_lr", [0.0, 0.05])
 def test_fp16_trains_with_a_scaled_loss(digits, monkeypatch, muon_lr):
-    for module in (device, train):
-        monkeypatch.setattr(module, "precision", lambda on: torch.float16)
+    monkeypatch.setattr(device, "precision", lambda on: torch.float16)
     dtypes, largest, model = set(), [], build(digits)
     model.register_forward_hook(lambda module, args, result: dtypes.add(result[1].dtype))
     model.head.W.register_hook(lambda grad: largest.append(grad.abs().max().item()))

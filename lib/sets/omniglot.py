@@ -16,7 +16,7 @@ from torchvision.datasets import Omniglot
 from torchvision.datasets.utils import download_and_extract_archive
 
 SIDE, SIZE = 105, 28  # pixels of a side, in a file and as read
-# of each folder: its archive, the number of its images, the MD5 of all their pixels as ``read`` gives them
+# of each folder: its archive, the number of its images, the MD5 of all their pixels as ``read_images`` gives them
 FOLDERS = {
     "images_background": ("images_background.zip", 19280, "9b0e0433cec7ee694db7df4deaab7b50"),
     "images_evaluation": ("images_evaluation.zip", 13180, "24c97e5041a9eec608dde3778c5a98e6"),
@@ -106,7 +106,7 @@ def one_shot_runs(root: Path) -> tuple[Tensor, Tensor, Tensor]:
     """The official one-shot runs: of each the images of its characters, one a character, uint8 (20, 20, 1, 28, 28), its
     test images, of the same shape, and the number of the character that each of these shows, (20, 20).
 
-    The characters of a run are of one evaluation alphabet. Raises OSError as ``read`` does.
+    The characters of a run are of one evaluation alphabet. Raises OSError as ``read_images`` does.
     """
     images, names = read_images(root, "one_shot_runs")
     runs = sorted({name.split("/")[0] for name in names})
