@@ -6,7 +6,7 @@ import pytest
 
 from lib import data, paths
 from studies import __main__ as driver
-from studies import controlled, omniglot, runs, tables, tuning, verdicts
+from studies import controlled, omniglot, records, runs, s1, tables, tuning, verdicts
 
 README = " ".join((paths.PROJECT / "README.md").read_text(encoding="utf-8").split())
 
@@ -73,3 +73,17 @@ def test_a_new_data_set_is_named_where_contributing_says():
 def test_links_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links and [link for link in links if not (paths.PROJECT / link).exists()] == []
+
+
+def test_what_s1s_own_program_ends_with():
+    found = records.read(s1.STUDIES[0].path, s1.Arm)
+    pairs = list(s1.complete("s1_published_mnist", found).values())
+    learnt = [pair for pair in pairs if not pair["ArcFace"]["metrics"]["dead"]]
+    assert (len(pairs), len(learnt)) == (5, 3) and "Two of five ArcFace runs never learn" in README
+    for key, words in (("leaked_accuracy", "AdaLoss is {} points ahead"), ("test_accuracy", "read alike, {} are left")):
+        gaps = [100 * (p["AdaLoss"]["metrics"]["test_accuracy"] - p["ArcFace"]["metrics"][key]) for p in learnt]
+        first, second, third = (f"{gap:.2f}" for gap in gaps)
+        assert words.format(f"{first}, {second} and {third}") in README
+    alone = s1.gaps(s1.complete("s1_same_network_mnist", found)).loc["same margin, normalised", "gap"]
+    judged = verdicts.decide(alone.to_numpy(), controlled.SETTINGS["mnist"].bound)
+    assert f"it is worth {tables.bracket(judged).removeprefix('+')} points: {judged['verdict']}" in README
