@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image
 
-from report import ansi, formulas, markup
+from report import ansi, cascade, formulas, markup
 from report.notebooks import line, sections
 
 PICTURES = {
@@ -35,6 +35,7 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
     prints only where it is tagged listing, and what else is not the report's is complained of.
     """
     found, pictures, macros = [], {}, {}
+    page = sheets(nb)
     for number, (cell, section) in enumerate(zip(nb.cells, sections(nb), strict=True), 1):
         here = []
 
@@ -45,7 +46,7 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
             here.append(_markdown(_clean(text), strict, macros, lambda message: complain(message, number)))
 
         def html(text, here=here, number=number):
-            here.append(_html(_clean(text), macros, lambda message: complain(message, number)))
+            here.append(_html(_clean(text), page, macros, lambda message: complain(message, number)))
 
         if cell.cell_type == "markdown":
             markdown(cell.source)
@@ -111,10 +112,18 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
     return {"kind": "markdown", "text": text, "dashes": dashes, "math": math, "listings": listings}
 
 
-def _html(text: str, macros: dict, complain) -> dict:
+def sheets(nb) -> list[str]:
+    """The style sheets of all outputs, for they act on the others too."""
+    shown = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    texts = [output.get("data", {}).get("text/html", "") for output in shown]
+    texts += [cell.source for cell in nb.cells if cell.cell_type == "raw" and "<style" in cell.source]
+    return [sheet for text in texts for sheet in cascade.sheets("".join(text))]
+
+
+def _html(text: str, page: list[str], macros: dict, complain) -> dict:
     if re.search(r"background[\w-]*\s*:[^;{}>]*\burl\(", text):
         complain("a picture behind the text of an output is not shown: display it as an image")
-    text, sources = markup.prepared(text)
+    text, sources = markup.prepared(text, page, complain)
     return {"kind": "html", "text": text, "math": _math(sources, macros, complain)}
 
 
@@ -214,7 +223,7 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
         kind: "".join(text) if isinstance(text, list) and not kind.endswith("json") else text
         for kind, text in output.get("data", {}).items()
     }
-    if "sk-text-repr-fallback" in data.get("text/html", "") or (  # scikit-learn's boxes, and rich's colours
+    if "text-repr-fallback" in data.get("text/html", "") or (  # scikit-learn's and xarray's boxes, rich's colours
         "\x1b[" in data.get("text/plain", "") and re.fullmatch(r"\s*<pre\b.*</pre>\s*", data.get("text/html", ""), re.S)
     ):
         data["text/html"] = ""

@@ -114,7 +114,7 @@ class ReportExporter(TemplateExporter):
         job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": known, "labels": labels}
         with tempfile.TemporaryDirectory() as work:  # typst reads nothing outside its root
             _copy_fonts(Path(work, "fonts"))
-            _style_markdown(parts)
+            _style_markdown(parts, cells.sheets(nb), lambda message, cell: complain(message, cell))
             document = _document(job, complain)
             attachments = {place: cell.get("attachments", {}) for place, cell in zip(places, nb.cells, strict=True)}
             _place_pictures(document, Path(work), home, pictures, attachments, complain)
@@ -272,7 +272,7 @@ def _document(job: dict, complain) -> dict:
     return json.loads(pandoc(json.dumps(job), complain, f"--from={LAYOUT / 'notebook.lua'}", "--to=json"))
 
 
-def _style_markdown(parts: list[dict]) -> None:
+def _style_markdown(parts: list[dict], page: list[str], complain) -> None:
     """For the Markdown with elements of HTML in a style: its HTML, styled, which notebook.lua reads then."""
     chosen = [part for part in parts if part["kind"] == "markdown" and markup.has_styles(part["text"])]
     if not chosen:
@@ -281,7 +281,9 @@ def _style_markdown(parts: list[dict]) -> None:
     for part, block in zip(chosen, _document(job, lambda *_: None)["blocks"], strict=True):
         content = block["c"][1]
         if content and content[0]["t"] == "RawBlock":
-            part["styled"] = markup.styled(content[0]["c"][1])
+            part["styled"] = markup.styled(
+                content[0]["c"][1], page, lambda message, cell=part["cell"]: complain(message, cell)
+            )
 
 
 # ---------------------------------------------------------------- pictures
@@ -309,7 +311,7 @@ def _place_pictures(document: dict, work: Path, home: Path, outputs: dict, attac
         own = target in outputs
         try:
             content = outputs[target] if own else _fetched(target, home, attachments.get(cell, {}))
-            name = "in the output" if own else target[:100]
+            name = "in the output" if own else target.split(",")[0] if target.startswith("data:") else target[:100]
             content, suffix = cells.picture(content, name)
             size = _size(dict(attributes[2]), content, suffix, own)
             size += [["alt", title]] if title else []

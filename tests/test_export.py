@@ -570,7 +570,7 @@ def test_colours_for_black_terminals_are_dark_enough_for_paper():
 
 COLOURED = {  # what is shown, and colours that are drawn then
     "a table with a style sheet": (shown(data(text_html="<style>#T_1 td {color: #010203} #T_1 .x, #T_1 th {background-color: #040506} #T_1 #a {color: #070809; font-weight: bold}</style><table id='T_1'><caption>The caption</caption><tr><th>h</th><td class='x'>c</td><td id='a'>d</td></tr></table>")), "010203 040506 070809"),
-    "the more special rule": (shown(data(text_html="<style>td.a {color: #110101} td {color: #110102} b {color: #110103 !important}</style><table><tr><td class='a'>c</td><td>d <b style='color: #110104'>e</b></td></tr></table>")), "110101 110102 110103 -110104"),
+    "the more special rule": (shown(data(text_html="<style>.own td.a {color: #110101} .own td {color: #110102} .own b {color: #110103 !important}</style><table class='own'><tr><td class='a'>c</td><td>d <b style='color: #110104'>e</b></td></tr></table>")), "110101 110102 110103 -110104"),
     "bars of a Styler": (shown(data(text_html="<table><tr><td style='background: linear-gradient(90deg, transparent 20%, #0a0b0c 20%, #0a0b0c 60%, transparent 60%)'>0.5</td></tr></table>")), "0a0b0c"),
     "rows and borders": (shown(data(text_html="<table><tr style='background:#0d0e0f'><td style='border: 2px solid #101112'>x</td></tr></table>")), "0d0e0f 101112"),
     "words": (shown(data(text_html="<p style='color:#131415'>a <b style='color:rgb(22,23,24)'>b</b></p><div style='background:#191a1b'><i>c</i></div><font color='#1c1d1e'>d</font>")), "131415 161718 191a1b 1c1d1e"),
