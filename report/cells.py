@@ -255,8 +255,8 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
         if strict:
             complain(f"raw html is dropped in the PDF, write markdown: {line(data['text/html'])[:60]}")
         html(data["text/html"])
-    elif "text/latex" in data and re.match(r"\s*(\$|\\begin\{(?!tabular|table))", data["text/latex"]):
-        markdown(data["text/latex"].strip())
+    elif "text/latex" in data and not re.match(r"\s*\\begin\{(tabular|table|longtable)\b", data["text/latex"]):
+        _latex(data["text/latex"].strip(), markdown, html)
     elif rich := next((kind for kind in data if RICH.match(kind) or kind == "text/html"), None):
         said = terminal(data.get("text/plain", "")).strip()
         complain(
@@ -274,6 +274,15 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
     elif data:
         complain(f"an output of {next(iter(data))} cannot be shown")
         add("note", f"Not shown here: {next(iter(data))}")
+
+
+def _latex(text: str, markdown, html) -> None:
+    """A formula, which then has a line of its own, or a text with formulas: of LaTeX JupyterLab draws no more."""
+    if re.match(r"\$|\\begin\{", text):
+        whole = re.fullmatch(r"\$\s*\\displaystyle\b([^$]*)\$", text)
+        markdown(f"$${whole[1]}$$" if whole else text)
+    else:
+        html("<p>" + text.replace("&", "&amp;").replace("<", "&lt;").replace("\n\n", "</p><p>") + "</p>")
 
 
 def _script_only(html: str) -> bool:

@@ -106,7 +106,7 @@ INPUTS = {
     "underscores in a formula": ("$a_1 b_2$ and $c_1*d_2*e$", "-[*_]", ""),
     "no formula in code": ("`$x$` and\n\n```\n$y$\n```", r"\$x\$ and \$y\$", ""),
     "escaped dollars": ("costs \\$5 and \\$6", r"costs \$5 and \$6", ""),
-    "an ampersand": ("$$a \\& b$$", r"\\&", "\\& converts wrongly"),
+    "an ampersand": ("$$a \\& b$$ $\\text{c \\& d}$", ["a ?& ?b c & d"], ""),
     "union": ("$$\\bigcup_i A_i$$", ["⋃", "-bigcup"], ""),
     "big": ("$$\\big( a \\big)$$", ["\\(a\\)", "-big"], ""),
     "macro in the next cell": (["$\\newcommand{\\R}{\\mathbb R}$", "$x \\in \\R$"], ["x ?∈ ?R", "-newcommand"], ""),

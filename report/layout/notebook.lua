@@ -65,7 +65,7 @@ local function formula(n)
     local text, known = number_of(math.label, math.round, math.source)
     return known and pandoc.Link(text, "#" .. anchor(math.label)) or pandoc.Str(text)
   end
-  if not math.text then return pandoc.Code(math.source, { class = "tex" }) end
+  if not math.text then return pandoc.Code(math.source) end
   if math.text == "" then return pandoc.Str("") end
   local text = math.text:gsub("\\(e?q?)ref%s*{%s*(.-)%s*}", function(round, label)
     return "\\text{" .. number_of(label, round == "eq", "\\" .. round .. "ref{" .. label .. "}") .. "}"
@@ -73,7 +73,7 @@ local function formula(n)
   local result = pandoc.Math(math.display and "DisplayMath" or "InlineMath", text)
   if not pandoc.write(pandoc.Pandoc { pandoc.Plain { result } }, "typst"):match("^%$.*%$%s*$") then  -- pandoc has warned
     complain("pandoc cannot convert the formula %s", math.source:gsub("%s+", " "):sub(1, 80))
-    return pandoc.Code(math.source, { class = "tex" })
+    return pandoc.Code(math.source)
   end
   local found = pandoc.Inlines { math.tag ~= "" and pandoc.Span(result, { class = "tagged", tag = math.tag }) or result }
   for label, tag in pairs(math.labels) do
