@@ -101,17 +101,17 @@ def inline(soup: BeautifulSoup, page: list[str], complain: Callable[[str], None]
     order = 0
     for sheet, scoped in [*((sheet, False) for sheet in page), *((s.string or "", True) for s in _scoped(soup))]:
         for rule in rules(sheet):
-            order += 1
+            order += max(1, len(rule.declarations))
             for element in _matched(soup, by_id, rule.selector):
-                for name, value, important in rule.declarations:
+                for number, (name, value, important) in enumerate(rule.declarations, order):
                     if not (scoped and name == "text-align"):  # pandas' own, of the head alone
-                        entry = (important, False, _weight(rule.selector), order, name, value)
+                        entry = (important, False, _weight(rule.selector), number, name, value)
                         said.setdefault((id(element), rule.pseudo), []).append(entry)
     for number, element in elements.items():
         entries = said.get((number, ""), [])
         entries += [(False, False, (-1,), 0, name, value) for name, value in _hints(element)]
         own = styles.parsed(element.get("style", ""))
-        entries += [(important, True, (), 0, name, value) for name, value, important in own]
+        entries += [(important, True, (), i, name, value) for i, (name, value, important) in enumerate(own)]
         if entries:
             chosen: dict[str, str] = {}
             for *_, name, value in sorted(entries):

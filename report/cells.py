@@ -115,7 +115,8 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
 def sheets(nb) -> list[str]:
     """The style sheets of all outputs, for they act on the others too."""
     shown = [output for cell in nb.cells for output in cell.get("outputs", [])]
-    texts = [output.get("data", {}).get("text/html", "") for output in shown]
+    texts = [output.get("data", {}).get("text/html") or "" for output in shown]
+    texts = [text for text in texts if isinstance(text, (str, list))]
     texts += [cell.source for cell in nb.cells if cell.cell_type == "raw" and "<style" in cell.source]
     return [sheet for text in texts for sheet in cascade.sheets("".join(text))]
 
@@ -222,7 +223,9 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
     data = {
         kind: "".join(text) if isinstance(text, list) and not kind.endswith("json") else text
         for kind, text in output.get("data", {}).items()
+        if text is not None
     }
+    data = {k: v if isinstance(v, str) or k.endswith("json") else json.dumps(v) for k, v in data.items()}
     if "text-repr-fallback" in data.get("text/html", "") or (  # scikit-learn's and xarray's boxes, rich's colours
         "\x1b[" in data.get("text/plain", "") and re.fullmatch(r"\s*<pre\b.*</pre>\s*", data.get("text/html", ""), re.S)
     ):

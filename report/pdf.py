@@ -76,7 +76,7 @@ class ReportExporter(TemplateExporter):
         try:
             text = file_stream.read()
             text = text if isinstance(text, str) else text.decode()
-            nb = nbformat.reads(text.removeprefix("\ufeff"), as_version=4)
+            nb = nbformat.reads(_completed(text.removeprefix("\ufeff")), as_version=4)
         except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
             name = _name(resources or {})
             raise ValueError(f"{name} is no notebook ({line(error)}): save it anew in Jupyter") from None
@@ -172,7 +172,7 @@ def _entries(entries: dict) -> dict[str, str]:
     }
     authors = entries.get("authors") or entries.get("author") or []
     authors = authors if isinstance(authors, list) else [authors]
-    names = [str(one.get("name", "")) if isinstance(one, dict) else str(one) for one in authors]
+    names = [str(one.get("name") or "") if isinstance(one, dict) else str(one) for one in authors]
     found = {key: str(value).strip() for key, value in found.items()}
     if names:
         found["author"] = ", ".join(name for name in names if name)
@@ -214,6 +214,16 @@ def keys(path: Path) -> dict[str, bool]:
 
 def _name(resources: dict) -> str:
     return resources.get("metadata", {}).get("name") or "Notebook"
+
+
+def _completed(text: str) -> str:
+    """A notebook's file with the metadata that other programs leave out."""
+    nb = json.loads(text) if text.lstrip().startswith("{") else {}
+    if nb.get("nbformat") != 4 or not isinstance(nb.get("cells"), list):
+        return text  # as nbformat says
+    for part in (nb, *(cell for cell in nb["cells"] if isinstance(cell, dict))):
+        part["metadata"] = part.get("metadata") or {}
+    return json.dumps(nb)
 
 
 def _tagged(nb):
@@ -433,7 +443,7 @@ def _legible(content: bytes, name: str, work: Path, complain) -> bytes:
     text, fonts = content.decode(), work / "fonts"
     text = re.sub(r"&#(\d{3,6});", lambda m: chr(int(m[1])), text)
     lacking = _lacking(text, work, fonts, own=True)
-    lacking = _lacking("".join(lacking), work, fonts, own=False)
+    lacking = _lacking(" ".join(lacking), work, fonts, own=False)
     for sign in lacking:
         text = text.replace(sign, "□")
     (work / "tried.svg").write_text(text, encoding="utf-8")
@@ -483,7 +493,7 @@ def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, comp
     figures = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("image-*.svg")))
     own, lacking = True, _lacking(source + "".join(info.values()) + figures, work, fonts, own=True)
     if lacking:
-        own, lacking = False, _lacking("".join(lacking), work, fonts, own=False)
+        own, lacking = False, _lacking(" ".join(lacking), work, fonts, own=False)
     cells_of: dict[int, list[str]] = {}
     for sign in lacking:
         cells_of.setdefault(where(sign), []).append(sign)
@@ -539,8 +549,10 @@ def _unshown(compiler: typst.Compiler) -> str:
 
 def _lacking(text: str, work: Path, fonts: Path, own: bool) -> list[str]:
     """The signs of text for which no font has a glyph; own: of those within typst and matplotlib."""
-    signs = {sign for sign in text if ord(sign) > 0x24F and unicodedata.category(sign)[0] not in "MZC"}
+    signs = {sign for sign in text if ord(sign) > 0x24F and unicodedata.category(sign)[0] not in "ZC"}
+    signs -= {sign for sign in signs if "VARIATION SELECTOR" in unicodedata.name(sign, "")}  # which are not seen
     signs |= {sign for sign in text if unicodedata.category(sign) == "Co"}
+    signs |= set(re.findall("[A-Za-z][\u0300-\u036f\u20d0-\u20ff]+", text))  # a font may have both, and not together
     if not signs:
         return []
     # each on a page of its own, where pypdf reads the missing glyph as a zero
@@ -557,19 +569,21 @@ def _listed(signs: list[str]) -> str:
 
 
 def _sign(sign: str) -> str:
+    if len(sign) > 1:
+        return f"{sign[0]} with {', '.join(map(_sign, sign[1:]))}"
     name = unicodedata.name(sign, "").lower()
     return name if name and not re.search(r"ideograph|syllable", name) else f"U+{ord(sign):04X}"
 
 
 def _overflowing(compiler: typst.Compiler) -> list[tuple[int, float]]:
-    """The pages with ink in their left or right margin, each with the points from its top where it begins."""
+    """The pages with ink in their left or right margin, each with the points from its top where it ends."""
     pages, ppi = compiler.compile(format="png", ppi=50), 50
     edge, found = int((MARGIN - 8) * ppi / 72), []
     for number, page in enumerate(pages if isinstance(pages, list) else [pages], 1):
         dark = np.asarray(Image.open(io.BytesIO(page)).convert("L")) < 200
         rows = dark[:, :edge].any(1) | dark[:, -edge:].any(1)
         if rows.any():
-            found.append((number, float(rows.argmax()) * 72 / ppi))
+            found.append((number, float(np.flatnonzero(rows)[-1]) * 72 / ppi))
     return found
 
 
@@ -577,7 +591,7 @@ def _cell_at(place: tuple[int, float], document: dict, work: Path, info: dict[st
     """The number of the cell that stands at a place, a page and points from its top."""
     document = {**document, "meta": {**document["meta"], "places": {"t": "MetaBool", "c": True}}}
     (work / "places.typ").write_text(_source(document, False, lambda *_: None), encoding="utf-8")
-    places = json.loads(_compiler(work, work / "fonts", False, info, "places.typ").query("<place>", field="value"))
+    places = json.loads(_compiler(work, work / "fonts", False, info, "places.typ").query("<where:cell>", field="value"))
     return max((one for one in map(tuple, places) if one[:2] <= place), default=(0, 0, 0))[2]
 
 

@@ -331,9 +331,7 @@ def test_another_place_is_named(folder, tmp_path):
     unpacked.mkdir()
     folder.rename(unpacked / "pets")  # as many programs unpack an archive
     (unpacked / "__MACOSX").mkdir()
-    with pytest.raises(
-        ValueError, match=r"one folder only: if .* name it, .*unpacked/pets"
-    ):
+    with pytest.raises(ValueError, match=r"one folder only: if .* name it, .*unpacked/pets"):
         load(unpacked)
     for i in range(3):
         noise(tmp_path / "flat" / f"cat.{i}.png", i)

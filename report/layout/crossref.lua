@@ -36,7 +36,7 @@ local function sections(doc)
       blocks:insert(block_of("#v(0pt)"))  -- the list of another cell begins anew
     end
     if doc.meta.places and block.t == "Div" then  -- for report/pdf.py to ask where a cell begins
-      blocks:insert(block_of("#context { let at = here().position(); [#metadata((at.page, at.y.pt(), " .. block.attributes.cell .. "))<place>] }"))
+      blocks:insert(block_of("#place(context { let at = here().position(); [#metadata((at.page, at.y.pt(), " .. block.attributes.cell .. "))<where:cell>] })"))
     end
     blocks:extend(inside)
   end

@@ -253,6 +253,8 @@ local function listing(block)
   local found = number and part.listings and part.listings[number + 1]
   if found then
     block.attr = pandoc.Attr(found.id, { found.class }, { caption = found.caption })
+  elseif block.classes[1] == "mermaid" then
+    complain("a mermaid diagram is drawn by a browser alone, and is shown as its source: save it as an image")
   elseif block.classes[1] and block.classes[1]:match("^{") then
     block.classes = { block.classes[1]:match("[%w-]+") }
   end
@@ -400,8 +402,12 @@ local function linked(blocks)
     used[name] = true
     return name
   end
-  blocks = blocks:walk { Span = function(span) if span.identifier ~= "" then place[span.identifier] = span.identifier end end,
-    Div = function(div) if div.identifier ~= "" then place[div.identifier] = div.identifier end end,
+  local function anchor_of(element)  -- of several of one name a link leads to the first
+    if element.identifier == "" then return nil end
+    if place[element.identifier] then element.identifier = "" else place[element.identifier] = element.identifier end
+    return element
+  end
+  blocks = blocks:walk { Span = anchor_of, Div = anchor_of,
     Header = function(head)
       local jupyter, github = slugs(pandoc.utils.stringify(head.content))
       local own = head.identifier
