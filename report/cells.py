@@ -35,7 +35,7 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
     prints only where it is tagged listing, and what else is not the report's is complained of.
     """
     found, pictures, macros = [], {}, {}
-    page = sheets(nb)
+    page = style_sheets(nb)
     for number, (cell, section) in enumerate(zip(nb.cells, sections(nb), strict=True), 1):
         here = []
 
@@ -112,7 +112,7 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
     return {"kind": "markdown", "text": text, "dashes": dashes, "math": math, "listings": listings}
 
 
-def sheets(nb) -> list[str]:
+def style_sheets(nb) -> list[str]:
     """The style sheets of all outputs, for they act on the others too."""
     shown = [output for cell in nb.cells for output in cell.get("outputs", [])]
     texts = [output.get("data", {}).get("text/html") or "" for output in shown]

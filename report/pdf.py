@@ -114,7 +114,7 @@ class ReportExporter(TemplateExporter):
         job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": known, "labels": labels}
         with tempfile.TemporaryDirectory() as work:  # typst reads nothing outside its root
             _copy_fonts(Path(work, "fonts"))
-            _style_markdown(parts, cells.sheets(nb), lambda message, cell: complain(message, cell))
+            _style_markdown(parts, cells.style_sheets(nb), lambda message, cell: complain(message, cell))
             document = _document(job, complain)
             attachments = {place: cell.get("attachments", {}) for place, cell in zip(places, nb.cells, strict=True)}
             _place_pictures(document, Path(work), home, pictures, attachments, complain)

@@ -628,6 +628,7 @@ COLOURED = {  # what is shown, and colours that are drawn then
     "a cell over its row": (shown(data(text_html="<style>#Tz th {background-color: #490108} #Tz tr {background: #490109}</style><table id='Tz'><tr><th>a</th></tr></table><p style='background-color: #49010a; background: #49010b'>b</p>")), "490108 -490109 -49010a 49010b"),
     "borders by sides": (shown(data(text_html="<div style='border-color: #49010c; border-style: solid; border-width: 2px'>a</div><p style='border-left: 4px dashed #49010d'>b</p><span style='border: 1px solid #49010e'>c</span>")), "49010c 49010d 49010e"),
     "swatches": (shown(data(text_html="<div style='display:inline-block;width:30px;height:20px;background:#49010f'></div><span style='display:inline-block;width:30px;height:20px;background:#490110'></span><div style='width:40%;height:9px;background:#490111'></div>")), "49010f 490110 490111"),
+    "an svg's gradient": (shown(data(text_html="<svg viewBox='0 0 100 50' width='100' height='50'><defs><linearGradient id='g'><stop offset='0' stop-color='#490113'/><stop offset='1' stop-color='#490114'/></linearGradient></defs><rect width='100' height='50' fill='url(#g)'/></svg>")), "490113 490114"),
     "an svg by its classes": (shown(data(text_html="<style>.r {fill: #490112}</style><svg width='40' height='20'><rect class='r' width='40' height='20'/></svg>")), "490112"),
 }  # fmt: skip
 
@@ -682,11 +683,35 @@ def test_what_cannot_be_drawn_stops_no_other_cell(home, monkeypatch):
     ]
 
 
+def test_blanks_and_lines_that_a_style_keeps(home):
+    text = "<div style='white-space: pre-wrap'>a   b\n  c <b>d</b></div>"
+    page = exported([shown(data(text_html=text))], home).reader.pages[0].extract_text()
+    assert "a\xa0\xa0\xa0b\n" in page.replace(" ", "\xa0") and not re.search("b.*c", page)
+
+
+def test_rows_need_no_end(home):
+    table = "<table><tr><th>head<th>acc<tr><td>ArcFace<td>99</table>"
+    for given in (table, shown(data(text_html=table))):
+        root = exported([given], home).reader.trailer["/Root"]
+        found, stack = [], [root["/StructTreeRoot"]]
+        while stack:
+            node = stack.pop()
+            node = node.get_object() if hasattr(node, "get_object") else node
+            if isinstance(node, list):
+                stack += node
+            elif isinstance(node, dict):
+                found.append(node.get("/S"))
+                stack.append(node.get("/K"))
+        assert found.count("/Table") == 1 and found.count("/TR") == 2
+
+
 def test_a_bar_is_as_long_as_it_says(home):
     bar = "<div style='width:400px;background:#eee'><div style='width:25%;height:14px;background:#4a0101'></div></div>"
     page = exported([shown(data(text_html=bar))], home).reader.pages[0]
-    fitz = re.findall(r"([\d.-]+) ([\d.-]+) m\s+([\d.-]+) [\d.-]+ l", page.get_contents().get_data().decode("latin-1"))
-    widths = {round(abs(float(b) - float(a))) for a, _, b in fitz}
+    strokes = re.findall(
+        r"([\d.-]+) ([\d.-]+) m\s+([\d.-]+) [\d.-]+ l", page.get_contents().get_data().decode("latin-1")
+    )
+    widths = {round(abs(float(b) - float(a))) for a, _, b in strokes}
     assert {300, 75} <= widths, widths
 
 
