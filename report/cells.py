@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image
 
-from report import ansi, formulas, markup
+from report import ansi, cascade, formulas, markup
 from report.notebooks import line, sections
 
 PICTURES = {
@@ -35,6 +35,7 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
     prints only where it is tagged listing, and what else is not the report's is complained of.
     """
     found, pictures, macros = [], {}, {}
+    page = style_sheets(nb)
     for number, (cell, section) in enumerate(zip(nb.cells, sections(nb), strict=True), 1):
         here = []
 
@@ -45,7 +46,7 @@ def parts(nb, strict: bool, complain) -> tuple[list[dict], dict[str, bytes]]:
             here.append(_markdown(_clean(text), strict, macros, lambda message: complain(message, number)))
 
         def html(text, here=here, number=number):
-            here.append(_html(_clean(text), macros, lambda message: complain(message, number)))
+            here.append(_html(_clean(text), page, macros, lambda message: complain(message, number)))
 
         if cell.cell_type == "markdown":
             markdown(cell.source)
@@ -111,10 +112,19 @@ def _markdown(text: str, strict: bool, macros: dict, complain) -> dict:
     return {"kind": "markdown", "text": text, "dashes": dashes, "math": math, "listings": listings}
 
 
-def _html(text: str, macros: dict, complain) -> dict:
+def style_sheets(nb) -> list[str]:
+    """The style sheets of all outputs, for they act on the others too."""
+    shown = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    texts = [output.get("data", {}).get("text/html") or "" for output in shown]
+    texts = [text for text in texts if isinstance(text, (str, list))]
+    texts += [cell.source for cell in nb.cells if cell.cell_type == "raw" and "<style" in cell.source]
+    return [sheet for text in texts for sheet in cascade.sheets("".join(text))]
+
+
+def _html(text: str, page: list[str], macros: dict, complain) -> dict:
     if re.search(r"background[\w-]*\s*:[^;{}>]*\burl\(", text):
         complain("a picture behind the text of an output is not shown: display it as an image")
-    text, sources = markup.prepared(text)
+    text, sources = markup.prepared(text, page, complain)
     return {"kind": "html", "text": text, "math": _math(sources, macros, complain)}
 
 
@@ -213,8 +223,10 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
     data = {
         kind: "".join(text) if isinstance(text, list) and not kind.endswith("json") else text
         for kind, text in output.get("data", {}).items()
+        if text is not None
     }
-    if "sk-text-repr-fallback" in data.get("text/html", "") or (  # scikit-learn's boxes, and rich's colours
+    data = {k: v if isinstance(v, str) or k.endswith("json") else json.dumps(v) for k, v in data.items()}
+    if "text-repr-fallback" in data.get("text/html", "") or (  # scikit-learn's and xarray's boxes, rich's colours
         "\x1b[" in data.get("text/plain", "") and re.fullmatch(r"\s*<pre\b.*</pre>\s*", data.get("text/html", ""), re.S)
     ):
         data["text/html"] = ""
@@ -246,8 +258,8 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
         if strict:
             complain(f"raw html is dropped in the PDF, write markdown: {line(data['text/html'])[:60]}")
         html(data["text/html"])
-    elif "text/latex" in data and re.match(r"\s*(\$|\\begin\{(?!tabular|table))", data["text/latex"]):
-        markdown(data["text/latex"].strip())
+    elif "text/latex" in data and not re.match(r"\s*\\begin\{(tabular|table|longtable)\b", data["text/latex"]):
+        _latex(data["text/latex"].strip(), markdown, html)
     elif rich := next((kind for kind in data if RICH.match(kind) or kind == "text/html"), None):
         said = terminal(data.get("text/plain", "")).strip()
         complain(
@@ -265,6 +277,15 @@ def _output(output, add, markdown, html, pictures, complain, strict) -> None:
     elif data:
         complain(f"an output of {next(iter(data))} cannot be shown")
         add("note", f"Not shown here: {next(iter(data))}")
+
+
+def _latex(text: str, markdown, html) -> None:
+    """A formula, which then has a line of its own, or a text with formulas: of LaTeX JupyterLab draws no more."""
+    if re.match(r"\$|\\begin\{", text):
+        whole = re.fullmatch(r"\$\s*\\displaystyle\b([^$]*)\$", text)
+        markdown(f"$${whole[1]}$$" if whole else text)
+    else:
+        html("<p>" + text.replace("&", "&amp;").replace("<", "&lt;").replace("\n\n", "</p><p>") + "</p>")
 
 
 def _script_only(html: str) -> bool:

@@ -21,7 +21,7 @@ def _names(file: str) -> set[str]:
 SYMBOLS = _names("symbols.txt")
 COLOURS = ""  # what no macro is called: where the colours are that formulas define
 SEEN = _names("commands.txt")  # what these do was looked at on a page
-SIGNS = {"\\" + sign for sign in "{},:%#_$\\ "}
+SIGNS = {"\\" + sign for sign in "{},:%#_$\\& "}  # & within \text, as tex.rewritten puts it
 ENVIRONMENTS = {"Vmatrix", "cases", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "aligned", "gathered", "split"}
 DISPLAYS = {
     "equation": "", "align": "aligned", "flalign": "aligned", "alignat": "alignedat", "gather": "gathered",
@@ -88,19 +88,16 @@ def formula(source: str, macros: dict) -> dict:
             text = source[len(opening) : -len(closing)]
     if source.startswith("$$"):
         text = source[2:-2]
-    if (wide := re.fullmatch(r"\s*\\displaystyle\b(.*)", text, re.S)) and not display:
-        text, display = wide[1], True
     text = _expand(_define(re.sub(r"(?<!\\)%.*", "", text), macros), tex.MACROS | macros).strip()
     labels = _labels(text)
     tags = re.findall(r"\\tag\b", text)
-    if len(tags) > 1 or re.search(r"\\tag\*?\s*\{[^}]*[$\\{]", text):  # typst numbers a formula, with plain text
+    if (
+        len(tags) > 1 or not display or re.search(r"\\tag\*?\s*\{[^}]*[$\\{]", text)
+    ):  # typst numbers a formula, with plain text
         text = tex.replaced(text, "tag", 1, lambda _, tag: rf"\qquad\text{{({tag})}}")
         text = tex.replaced(text, "tag*", 1, lambda _, tag: rf"\qquad\text{{{tag}}}")
     tag = re.search(r"\\tag(\*?)\s*\{(.*?)\}", text)
-    text = re.sub(
-        r"\\tag\*?\s*\{.*?\}|\\label\s*\{.*?\}|\\no(?:number|tag)\b|\\(?:display|text|script)style\b", "", text
-    )
-    text = text.strip()
+    text = re.sub(r"\\tag\*?\s*\{.*?\}|\\label\s*\{.*?\}|\\no(?:number|tag)\b", "", text).strip()
     outer = re.fullmatch(r"\\begin\{(\w+)(\*?)\}(.*)\\end\{\1\2\}", text, re.S)
     if outer and outer[1] in DISPLAYS and display:
         inner = DISPLAYS[outer[1]]

@@ -1,33 +1,40 @@
 """HTML as JupyterLab shows it, in the HTML that pandoc reads: its style sheets as styles of elements, its formulas."""
 
+import base64
 import re
+from collections.abc import Callable
 
-import tinycss2
-from bs4 import BeautifulSoup, NavigableString
-from soupsieve import SelectorSyntaxError
+from bs4 import BeautifulSoup, NavigableString, Tag
 
-from report import ansi, styles
+from report import ansi, cascade, styles
 
 # pandoc keeps the style of a span, a block and the parts of a table; of others it has to be around or within
 KEPT = {"span", "div", "table", "thead", "tbody", "tfoot", "tr", "td", "th", "img", "svg", "col", "colgroup"}
 WITHIN = {
-    "a", "p", "li", "dt", "dd", "summary", "caption", "figcaption", "h1", "h2", "h3", "h4", "h5", "h6", "html", "body",
+    "a", "li", "dt", "dd", "summary", "caption", "figcaption", "h1", "h2", "h3", "h4", "h5", "h6", "html", "body",
 }  # fmt: skip
 BLOCKS = {"ul", "ol", "dl", "blockquote", "pre", "section", "article", "header", "footer", "main", "nav", "aside",
           "center", "details", "figure", "address"}  # fmt: skip
+ROWS = {"table", "thead", "tbody", "tfoot", "tr", "ul", "ol", "dl", "colgroup"}  # in which no text stands
 NO_MATH = {"script", "noscript", "style", "textarea", "pre", "code", "svg", "math", "annotation"}
+# the names in SVG that are not written small, as a parser of HTML leaves them
+CAMEL = """
+    viewBox preserveAspectRatio gradientUnits gradientTransform spreadMethod patternUnits patternContentUnits
+    patternTransform clipPathUnits maskUnits maskContentUnits markerUnits markerWidth markerHeight refX refY textLength
+    lengthAdjust startOffset pathLength stdDeviation filterUnits primitiveUnits baseFrequency numOctaves tableValues
+    kernelMatrix linearGradient radialGradient clipPath textPath foreignObject feGaussianBlur feColorMatrix feOffset
+    feBlend feFlood feMerge feMergeNode feComposite feDropShadow feMorphology feTurbulence feImage feTile
+"""
 START = re.compile(r"\$\$?|\\[(\[]|\\begin\s*\{([^}]*)\}|\\([\\$])|\\(?:eq)?ref\s*\{[^}]*\}")
 END = {"$": r"\$", "$$": r"\$\$", r"\(": r"\\\)", r"\[": r"\\\]"}
 
 
-def prepared(html: str) -> tuple[str, list[str]]:
+def prepared(html: str, page: list[str], complain: Callable[[str], None]) -> tuple[str, list[str]]:
     """HTML as in styled, whose formulas are replaced by @@0@@, @@1@@ ..., and the formulas, written as in Markdown."""
     math: list[str] = []
-    if not re.search(r"\$|\\|@@", html):
-        return (styled(html) if has_styles(html) else html), math
     soup = _read(html)
-    _style(soup)
-    for text in soup.find_all(string=True):
+    _style(soup, page, complain)
+    for text in soup.find_all(string=re.compile(r"\$|\\|@@")):
         if type(text) is NavigableString and not any(_without_math(parent) for parent in text.parents):
             found = _without_formulas(str(text), math)
             if found != text:
@@ -36,14 +43,16 @@ def prepared(html: str) -> tuple[str, list[str]]:
 
 
 def has_styles(text: str) -> bool:
-    said = r"<style|style\s*=|<(font|big|small|progress|meter|input|title|template|pre)\b|</br|bgcolor|\bhidden\b"
-    return bool(re.search(said, text, re.I))
+    """Does Markdown hold HTML that has to be styled, drawn or put in order?"""
+    said = r"<style|style\s*=|<(font|big|small|progress|meter|input|title|template|pre|ruby|svg|center|dialog|table)\b"
+    return bool(re.search(said + r"|</br|bgcolor|\b(hidden|align|dir)\b", text, re.I))
 
 
-def styled(html: str) -> str:
-    """HTML whose styles stand at elements where pandoc keeps them, and whose bars and boxes are drawn."""
+def styled(html: str, page: list[str], complain: Callable[[str], None]) -> str:
+    """HTML whose styles, its own and those of the page's style sheets, stand at elements where pandoc keeps them, and
+    whose bars and boxes are drawn. What of them is not drawn goes to complain."""
     soup = _read(html)
-    _style(soup)
+    _style(soup, page, complain)
     return _written(soup)
 
 
@@ -60,15 +69,24 @@ def _written(soup: BeautifulSoup) -> str:
     return soup.body.decode_contents()
 
 
-def _style(soup: BeautifulSoup) -> None:
+def _style(soup: BeautifulSoup, page: list[str], complain: Callable[[str], None]) -> None:
+    if soup.find("link", rel="stylesheet") or re.search("@import", "".join(s.string or "" for s in soup("style"))):
+        complain("a style sheet that stands elsewhere is not read: write its styles into the output")
     _drawn(soup)
-    _inline(soup)
+    cascade.inline(soup, page, complain)
+    _vectors(soup)
+    _hide(soup)
+    _fade(soup)
+    _texts(soup)
+    _name(soup, complain)
     _enclose(soup)
 
 
 def _drawn(soup: BeautifulSoup) -> None:
     """Bars of progress as what crossref.lua draws, boxes to tick as signs; without what no page shows."""
-    for element in soup.find_all(["title", "template"]):
+    for element in soup.find_all(["title", "template", "noscript", "datalist", "rp"]):
+        element.decompose()
+    for element in soup.find_all("dialog", open=False):
         element.decompose()
     for bar in soup.find_all(["progress", "meter"]):
         low, high = _number(bar.get("min"), 0), _number(bar.get("max"), 1)
@@ -76,8 +94,12 @@ def _drawn(soup: BeautifulSoup) -> None:
         part = "" if value is None or high <= low else f"{min(1, max(0, (value - low) / (high - low))):.4f}"
         bar.replace_with(soup.new_tag("span", attrs={"class": "drawn-bar", "data-part": part}))
     for box in soup.find_all("input", type=("checkbox", "radio")):
+        box.name = "span"
         on, off = "☒☐" if box["type"] == "checkbox" else "◉○"
-        box.replace_with(on if box.has_attr("checked") else off)
+        box.string = on if box.has_attr("checked") else off
+    for reading in soup.find_all("rt"):
+        reading.insert(0, " (")
+        reading.append(")")
 
 
 def _number(text, usual: float | None) -> float | None:
@@ -90,87 +112,130 @@ def _number(text, usual: float | None) -> float | None:
 # ---------------------------------------------------------------- styles
 
 
-def _inline(soup: BeautifulSoup) -> None:
-    """Each element's style with what the style sheets say of it, by the order of CSS."""
-    said: dict[int, list] = {}
-    elements = {id(element): element for element in soup.find_all(True)}
-    by_id: dict[str, list] = {}
-    for element in elements.values():
-        by_id.setdefault(element.get("id"), []).append(element)
-    for order, (selector, declarations, frame) in enumerate(_rules(soup)):
-        if named := re.fullmatch(r"#([\w-]+)", selector):
-            matched = by_id.get(named[1], [])
-        else:
-            try:
-                matched = soup.select(selector)
-            except (SelectorSyntaxError, NotImplementedError):  # of what a PDF has not, as ::before
-                continue
-        for element in matched:
-            for name, (value, important) in declarations.items():
-                if frame and name == "text-align":  # pandas' own, of the head alone
-                    continue
-                said.setdefault(id(element), []).append((important, False, _weight(selector), order, name, value))
-    for number, element in elements.items():
-        rules = said.get(number, [])
-        hints = {
-            "color": element.get("color") if element.name == "font" else None,
-            "font-size": {"big": "larger", "small": "smaller"}.get(element.name),
-            "background": element.get("bgcolor"),
-        }
-        rules += [(False, False, (-1,), 0, name, value) for name, value in hints.items() if value]
-        if element.has_attr("hidden"):
-            rules.append((False, False, (-1,), 0, "display", "none"))
-        own = styles.declared(element.get("style", ""))
-        rules += [(important, True, (), 0, name, value) for name, (value, important) in own.items()]
-        if rules:
-            _state(element, {name: value for *_, name, value in sorted(rules)})
+def _vectors(soup: BeautifulSoup) -> None:
+    """Each SVG as a picture of its own: with what it uses of others, its names as they are written there."""
+    camel = {name.lower(): name for name in CAMEL.split()}
+    for svg in soup.find_all("svg"):
+        if svg.find_parent("svg"):
+            continue
+        for user in svg.find_all("use"):
+            name = (user.get("href") or user.get("xlink:href") or "").removeprefix("#")
+            there = soup.find(id=name) if name and not svg.find(id=name) else None
+            if there is not None:
+                svg.insert(0, BeautifulSoup(str(there), "lxml").find(id=name))
+        for element in [svg, *svg.find_all(True)]:
+            element.name = camel.get(element.name, element.name)
+            element.attrs = {camel.get(name, name): value for name, value in element.attrs.items()}
+        svg["xmlns:xlink"], svg["xmlns"] = "http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"
+    for svg in soup.find_all("svg"):
+        if svg.find_parent("svg"):
+            continue
+        if "0" in (svg.get("width"), svg.get("height")):  # which holds what others use
+            svg.decompose()
+        else:  # as a picture, for pandoc writes all its names small
+            kept = {name: svg[name] for name in ("width", "height", "style", "id", "class") if svg.get(name)}
+            content = base64.b64encode(str(svg).encode()).decode()
+            svg.replace_with(soup.new_tag("img", attrs={**kept, "src": f"data:image/svg+xml;base64,{content}"}))
 
 
-def _state(element, style: dict[str, str]) -> None:
-    """What is not drawn here, as a width, stays as it is."""
-    rest = [one for one in element.get("style", "").split(";") if one.split(":")[0].strip().lower() not in style]
-    element["style"] = "; ".join([one.strip() for one in rest if one.strip()] + [f"{k}: {v}" for k, v in style.items()])
+def _of(element: Tag) -> dict[str, str]:
+    return styles.declared(element.get("style") or "")
 
 
-def _rules(soup: BeautifulSoup):
-    """Each selector of the style sheets, its declarations, and whether it is of a plain DataFrame's frame."""
-    for sheet in soup.find_all("style"):
-        for rule in tinycss2.parse_stylesheet(sheet.string or "", skip_comments=True, skip_whitespace=True):
-            if rule.type == "qualified-rule":
-                declarations = styles.declared(tinycss2.serialize(rule.content))
-                for selector in tinycss2.serialize(rule.prelude).split(",") if declarations else ():
-                    yield selector.strip(), declarations, sheet.has_attr("scoped")
+def _elements(soup: BeautifulSoup) -> list[Tag]:
+    """Those with a style, but those within an SVG, which typst styles."""
+    return [element for element in soup.find_all(style=True) if not element.find_parent("svg")]
 
 
-def _weight(selector: str) -> tuple[int, int, int]:
-    """How special a selector is: by its names, its classes, its elements."""
-    bare = re.sub(r"\[.*?\]", ".x", selector)
-    return (
-        len(re.findall("#", bare)),
-        len(re.findall(r"\.|(?<!:):(?!:)", bare)),
-        len(re.findall(r"(?<![.#:\w-])[a-z]\w*", bare)),
-    )
+def _hide(soup: BeautifulSoup) -> None:
+    for element in _elements(soup):
+        if not element.decomposed and styles.undisplayed(_of(element)):
+            element.decompose()
+
+
+def _fade(soup: BeautifulSoup) -> None:
+    """Opacity, of an element and all within it, as that of its colours."""
+    for element in _elements(soup):
+        part = styles._part(_of(element).get("opacity", ""))
+        if part is None or part == 1 or element.name in ("img", "svg"):
+            continue
+        ink = next((_of(one)["color"] for one in (element, *element.parents) if "color" in _of(one)), "black")
+        element["style"] = f"color: {ink}; {element['style']}"
+        for one in [element, *element.find_all(style=True)]:
+            shades = {n: styles.faded(v, part) for n, v in _of(one).items() if "color" in n}
+            one["style"] = "; ".join([one["style"], *(f"{name}: {value}" for name, value in shades.items())])
+
+
+def _texts(soup: BeautifulSoup) -> None:
+    """Letters that a style makes large, and blanks that it keeps."""
+    if not soup.find(style=re.compile("text-transform|white-space")):
+        return
+    for text in list(soup.find_all(string=True)):
+        if (
+            type(text) is not NavigableString
+            or text.parent.name in ROWS
+            or text.find_parent(["svg", "style", "script"])
+        ):
+            continue
+        said: dict[str, str] = {}
+        for one in text.parents:
+            said = _of(one) | said
+        shown, change = str(text), said.get("text-transform", "")
+        change = {"uppercase": str.upper, "lowercase": str.lower, "capitalize": _capitalised}.get(change, str)
+        shown = change(shown)
+        blanks = said.get("white-space", "")
+        if text.find_parent("pre") or blanks not in ("pre", "pre-wrap", "pre-line", "break-spaces"):
+            if shown != text:
+                text.replace_with(shown)
+            continue
+        if blanks != "pre-line":
+            shown = re.sub("(?<= ) |^ | $", "\xa0", shown, flags=re.M)
+        lines = shown.split("\n")
+        for number, one in enumerate(lines):
+            if number:
+                text.insert_before(soup.new_tag("br"))
+            text.insert_before(one)
+        text.extract()
+
+
+def _capitalised(text: str) -> str:
+    return re.sub(r"(?<!\w)\w", lambda m: m[0].upper(), text)
+
+
+def _name(soup: BeautifulSoup, complain: Callable[[str], None]) -> None:
+    """What styles say that is not drawn, in one line."""
+    found = [one for element in _elements(soup) for one in styles.undrawn(element["style"])]
+    found += [f"opacity of <{one.name}>" for one in soup(["img", "svg"]) if "opacity" in _of(one)]
+    found += [f"direction of <{one.name}>" for one in soup("bdo")]
+    found = list(dict.fromkeys(found))
+    if found:
+        more = f" and {len(found) - 3} more" * (len(found) > 3)
+        complain(f"a style of the output is not drawn: {', '.join(found[:3])}{more}")
 
 
 def _enclose(soup: BeautifulSoup) -> None:
-    """Styles where pandoc keeps them; without what is not shown."""
-    for element in soup.find_all(True):
-        if element.decomposed or not (style := element.get("style")):
-            continue
-        found = {name: value for name, (value, _) in styles.declared(style).items()}
-        if styles.undisplayed(found):
-            element.decompose()
-        elif element.name == "pre":
+    """Styles where pandoc keeps them."""
+    for element in _elements(soup):
+        found = _of(element)
+        if element.name == "pre":
             continue  # as is done with all of them, below
-        elif element.name in ("td", "th", "div") and styles.lines(found):
-            _within(
-                soup, element, "text-decoration: " + found.get("text-decoration", found.get("text-decoration-line", ""))
-            )
-        elif element.name not in KEPT and (styles.arguments(found) or styles.borders(found)):
-            if element.name in WITHIN:
-                _within(soup, element, style)
+        drawn = bool(styles.ground(found) or styles.borders(found))
+        if "width" in found and not drawn and not element.find(style=re.compile("background|border")):
+            found.pop("width")  # else a page would be no wider than a screen's column
+            element["style"] = "; ".join(f"{name}: {value}" for name, value in found.items())
+        if found.get("vertical-align") in ("super", "sub") and element.name in ("span", "font", "small"):
+            element.wrap(soup.new_tag(found["vertical-align"].replace("super", "sup")))
+        boxed = drawn and "inline-" in found.get("display", "")
+        if element.name == "div" and boxed and not element.find(BLOCKS | {"p", "div", "table"}):
+            element.name = "span"
+        if element.name in ("td", "th", "div") and styles.lines(found):
+            _within(soup, element, "text-decoration-line: " + found["text-decoration-line"])
+        elif element.name not in KEPT and (styles.arguments(found) or styles.borders(found) or styles.set_rules(found)):
+            if element.name in WITHIN or (element.name == "p" and not (drawn or "text-align" in found)):
+                _within(soup, element, element["style"])
             else:
-                element.wrap(soup.new_tag("div" if element.name in BLOCKS else "span", attrs={"style": style}))
+                kind = "div" if element.name in BLOCKS | {"p"} else "span"
+                element.wrap(soup.new_tag(kind, attrs={"style": element["style"]}))
             del element["style"]
     for element in soup.find_all("pre"):
         _printed(element)
@@ -202,10 +267,11 @@ def _printed(element) -> None:
 
 
 def _terminal(element, style: ansi.Style) -> ansi.Style:
-    said = {name: value for name, (value, _) in styles.declared(element.get("style", "")).items()}
+    said = _of(element)
     drawn = styles.letters(said)
-    ink, paper = styles.colour(said.get("color", ""))[:7], re.search("#[0-9a-f]{6}", styles.ground(said))
-    style = style._replace(ink=ink or style.ink, paper=paper[0] if paper else style.paper)
+    ink = styles.on_white(styles.colour(said.get("color", "")))
+    paper = re.search("#[0-9a-f]{6,8}", styles.ground(said))
+    style = style._replace(ink=ink or style.ink, paper=styles.on_white(paper[0]) if paper else style.paper)
     style = style._replace(
         bold=style.bold or element.name in ("b", "strong"), italic=style.italic or element.name in ("i", "em")
     )

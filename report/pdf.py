@@ -76,7 +76,7 @@ class ReportExporter(TemplateExporter):
         try:
             text = file_stream.read()
             text = text if isinstance(text, str) else text.decode()
-            nb = nbformat.reads(text.removeprefix("\ufeff"), as_version=4)
+            nb = nbformat.reads(_completed(text.removeprefix("\ufeff")), as_version=4)
         except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
             name = _name(resources or {})
             raise ValueError(f"{name} is no notebook ({line(error)}): save it anew in Jupyter") from None
@@ -114,7 +114,7 @@ class ReportExporter(TemplateExporter):
         job = {"parts": parts, "strict": self.strict, "title": info["title"], "keys": known, "labels": labels}
         with tempfile.TemporaryDirectory() as work:  # typst reads nothing outside its root
             _copy_fonts(Path(work, "fonts"))
-            _style_markdown(parts)
+            _style_markdown(parts, cells.style_sheets(nb), lambda message, cell: complain(message, cell))
             document = _document(job, complain)
             attachments = {place: cell.get("attachments", {}) for place, cell in zip(places, nb.cells, strict=True)}
             _place_pictures(document, Path(work), home, pictures, attachments, complain)
@@ -122,17 +122,27 @@ class ReportExporter(TemplateExporter):
             info["title"] = info["title"] or _text(document["meta"].get("title", "")) or _name(resources)
             if sources:
                 shutil.copy(sources, Path(work, "references.bib"))
-            source = pandoc(
-                json.dumps(document), complain, "--from=json", "--to=typst-smart" if self.strict else "--to=typst",
-                "--columns=250", f"--template={LAYOUT / 'report.typ'}", f"--lua-filter={LAYOUT / 'crossref.lua'}",
-            )  # fmt: skip
+            source = _source(document, self.strict, complain)
             if self.strict and problems:  # without a page to look at
                 raise ValueError("report: " + "; ".join(dict.fromkeys(problems)))
 
             def where(sign):
-                return next((part["cell"] for part in parts if sign in part["text"]), 0)
+                texts = ((part["text"] + json.dumps(part.get("math"), ensure_ascii=False), part) for part in parts)
+                return next((part["cell"] for text, part in texts if sign in text), 0)
 
-            pdf = _typst(source, Path(work), info, _counted(document, self.strict), complain, where)
+            def cell_at(place):
+                return _cell_at(place, document, Path(work), info)
+
+            counted = _counted(document, self.strict)
+            try:
+                pdf = _typst(source, Path(work), info, counted, complain, where, cell_at)
+            except typst.TypstError as error:
+                if not _as_source(document, parts, Path(work), info, complain):
+                    raise ValueError(f"report: {line(error.message)}") from None
+                if self.strict:
+                    raise ValueError("report: " + "; ".join(dict.fromkeys(problems))) from None
+                source = _source(document, self.strict, complain)
+                pdf = _typst(source, Path(work), info, _counted(document, False), complain, where, cell_at)
         problems = list(dict.fromkeys(problems))
         if self.strict and problems:
             raise ValueError("report: " + "; ".join(problems))
@@ -162,7 +172,7 @@ def _entries(entries: dict) -> dict[str, str]:
     }
     authors = entries.get("authors") or entries.get("author") or []
     authors = authors if isinstance(authors, list) else [authors]
-    names = [str(one.get("name", "")) if isinstance(one, dict) else str(one) for one in authors]
+    names = [str(one.get("name") or "") if isinstance(one, dict) else str(one) for one in authors]
     found = {key: str(value).strip() for key, value in found.items()}
     if names:
         found["author"] = ", ".join(name for name in names if name)
@@ -204,6 +214,16 @@ def keys(path: Path) -> dict[str, bool]:
 
 def _name(resources: dict) -> str:
     return resources.get("metadata", {}).get("name") or "Notebook"
+
+
+def _completed(text: str) -> str:
+    """A notebook's file with the metadata that other programs leave out."""
+    nb = json.loads(text) if text.lstrip().startswith("{") else {}
+    if nb.get("nbformat") != 4 or not isinstance(nb.get("cells"), list):
+        return text  # as nbformat says
+    for part in (nb, *(cell for cell in nb["cells"] if isinstance(cell, dict))):
+        part["metadata"] = part.get("metadata") or {}
+    return json.dumps(nb)
 
 
 def _tagged(nb):
@@ -272,7 +292,39 @@ def _document(job: dict, complain) -> dict:
     return json.loads(pandoc(json.dumps(job), complain, f"--from={LAYOUT / 'notebook.lua'}", "--to=json"))
 
 
-def _style_markdown(parts: list[dict]) -> None:
+def _source(document: dict, strict: bool, complain) -> str:
+    """The document in typst."""
+    return pandoc(
+        json.dumps(document), complain, "--from=json", "--to=typst-smart" if strict else "--to=typst", "--columns=250",
+        f"--template={LAYOUT / 'report.typ'}", f"--lua-filter={LAYOUT / 'crossref.lua'}",
+    )  # fmt: skip
+
+
+def _as_source(document: dict, parts: list[dict], work: Path, info: dict[str, str], complain) -> bool:
+    """Each part of the document of which typst can make no page, as its source instead; False if there is none."""
+
+    def failing(pairs):
+        source = _source({**document, "blocks": [block for block, _ in pairs]}, False, lambda *_: None)
+        (work / "part.typ").write_text(source, encoding="utf-8")
+        try:
+            _compiler(work, work / "fonts", False, info, "part.typ").compile(format="pdf")
+        except typst.TypstError as error:
+            if len(pairs) == 1:
+                return [(*pairs[0], error)]
+            half = len(pairs) // 2
+            return failing(pairs[:half]) + failing(pairs[half:])
+        return []
+
+    found = failing(list(zip(document["blocks"], parts, strict=True)))
+    for block, part, error in found:
+        complain(f"it cannot be drawn ({line(error.message)}) and is shown as its source", part["cell"])
+        math = part.get("math", [])
+        text = re.sub(r"@@(\d+)@@", lambda m, math=math: math[int(m[1])]["source"] if math else m[0], part["text"])
+        block["c"][1] = [{"t": "CodeBlock", "c": [["", [], []], text]}]
+    return bool(found)
+
+
+def _style_markdown(parts: list[dict], page: list[str], complain) -> None:
     """For the Markdown with elements of HTML in a style: its HTML, styled, which notebook.lua reads then."""
     chosen = [part for part in parts if part["kind"] == "markdown" and markup.has_styles(part["text"])]
     if not chosen:
@@ -281,7 +333,9 @@ def _style_markdown(parts: list[dict]) -> None:
     for part, block in zip(chosen, _document(job, lambda *_: None)["blocks"], strict=True):
         content = block["c"][1]
         if content and content[0]["t"] == "RawBlock":
-            part["styled"] = markup.styled(content[0]["c"][1])
+            part["styled"] = markup.styled(
+                content[0]["c"][1], page, lambda message, cell=part["cell"]: complain(message, cell)
+            )
 
 
 # ---------------------------------------------------------------- pictures
@@ -309,7 +363,7 @@ def _place_pictures(document: dict, work: Path, home: Path, outputs: dict, attac
         own = target in outputs
         try:
             content = outputs[target] if own else _fetched(target, home, attachments.get(cell, {}))
-            name = "in the output" if own else target[:100]
+            name = "in the output" if own else target.split(",")[0] if target.startswith("data:") else target[:100]
             content, suffix = cells.picture(content, name)
             size = _size(dict(attributes[2]), content, suffix, own)
             size += [["alt", title]] if title else []
@@ -389,7 +443,7 @@ def _legible(content: bytes, name: str, work: Path, complain) -> bytes:
     text, fonts = content.decode(), work / "fonts"
     text = re.sub(r"&#(\d{3,6});", lambda m: chr(int(m[1])), text)
     lacking = _lacking(text, work, fonts, own=True)
-    lacking = _lacking("".join(lacking), work, fonts, own=False)
+    lacking = _lacking(" ".join(lacking), work, fonts, own=False)
     for sign in lacking:
         text = text.replace(sign, "□")
     (work / "tried.svg").write_text(text, encoding="utf-8")
@@ -431,35 +485,32 @@ def _drawn(content: bytes, name: str, work: Path) -> bytes:
 # ---------------------------------------------------------------- the page, and what is checked on it
 
 
-def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, complain, where) -> bytes:
-    """The PDF, the same bytes for the same inputs. Raises ValueError where typst can make none."""
+def _typst(source: str, work: Path, info: dict[str, str], counted: Counter, complain, where, cell_at) -> bytes:
+    """The PDF, the same bytes for the same inputs. Raises TypstError where typst can make none."""
     fonts = work / "fonts"
     (work / "report.typ").write_text(source, encoding="utf-8")
 
     figures = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("image-*.svg")))
-    try:
-        own, lacking = True, _lacking(source + "".join(info.values()) + figures, work, fonts, own=True)
-        if lacking:
-            own, lacking = False, _lacking("".join(lacking), work, fonts, own=False)
-        cells_of: dict[int, list[str]] = {}
-        for sign in lacking:
-            cells_of.setdefault(where(sign), []).append(sign)
-        for cell, signs in cells_of.items():
-            complain(f"no font here shows {_listed(signs)}: install Noto or write it otherwise", cell)
-        rules = "".join(f'#show "{sign}": "⟨{_sign(sign)}⟩"\n' for sign in lacking)
-        (work / "report.typ").write_text(rules + source, encoding="utf-8")
-        made = _compiler(work, fonts, own, info)
-        # the report is PDF/UA: every picture and formula has an alternative text
-        pdf, warnings = made.compile_with_warnings(format="pdf", pdf_standards="ua-1" if info["strict"] else [])
-    except typst.TypstError as error:
-        raise ValueError(f"report: {line(error.message)}") from None
+    own, lacking = True, _lacking(source + "".join(info.values()) + figures, work, fonts, own=True)
+    if lacking:
+        own, lacking = False, _lacking(" ".join(lacking), work, fonts, own=False)
+    cells_of: dict[int, list[str]] = {}
+    for sign in lacking:
+        cells_of.setdefault(where(sign), []).append(sign)
+    for cell, signs in cells_of.items():
+        complain(f"no font here shows {_listed(signs)}: install Noto or write it otherwise", cell)
+    rules = "".join(f'#show "{sign}": "⟨{_sign(sign)}⟩"\n' for sign in lacking)
+    (work / "report.typ").write_text(rules + source, encoding="utf-8")
+    made = _compiler(work, fonts, own, info)
+    # the report is PDF/UA: every picture and formula has an alternative text
+    pdf, warnings = made.compile_with_warnings(format="pdf", pdf_standards="ua-1" if info["strict"] else [])
     for warning in warnings:
         if "is deprecated" not in warning.message:  # pandoc's older symbol names
             complain(line(warning.message))
     if sign := _unshown(made if info["date"] else _compiler(work, fonts, own, {**info, "date": "1970-01-01"})):
         complain(f"no font here shows {sign}, perhaps in a figure: install Noto or write it otherwise")
-    for page in _overflowing(made):
-        complain(f"page {page} holds something wider than its text: break or shorten it")
+    for place in _overflowing(made):
+        complain(f"page {place[0]} holds something wider than its text: break or shorten it", cell_at(place))
     for kind, (there, wanted) in _holes(pdf, counted).items():
         complain(f"the PDF holds {there} of {wanted} {kind}")
     return _packed(pdf)
@@ -498,8 +549,10 @@ def _unshown(compiler: typst.Compiler) -> str:
 
 def _lacking(text: str, work: Path, fonts: Path, own: bool) -> list[str]:
     """The signs of text for which no font has a glyph; own: of those within typst and matplotlib."""
-    signs = {sign for sign in text if ord(sign) > 0x24F and unicodedata.category(sign)[0] not in "MZC"}
+    signs = {sign for sign in text if ord(sign) > 0x24F and unicodedata.category(sign)[0] not in "ZC"}
+    signs -= {sign for sign in signs if "VARIATION SELECTOR" in unicodedata.name(sign, "")}  # which are not seen
     signs |= {sign for sign in text if unicodedata.category(sign) == "Co"}
+    signs |= set(re.findall("[A-Za-z][\u0300-\u036f\u20d0-\u20ff]+", text))  # a font may have both, and not together
     if not signs:
         return []
     # each on a page of its own, where pypdf reads the missing glyph as a zero
@@ -516,19 +569,30 @@ def _listed(signs: list[str]) -> str:
 
 
 def _sign(sign: str) -> str:
+    if len(sign) > 1:
+        return f"{sign[0]} with {', '.join(map(_sign, sign[1:]))}"
     name = unicodedata.name(sign, "").lower()
     return name if name and not re.search(r"ideograph|syllable", name) else f"U+{ord(sign):04X}"
 
 
-def _overflowing(compiler: typst.Compiler) -> list[int]:
-    """The pages with ink in their left or right margin."""
+def _overflowing(compiler: typst.Compiler) -> list[tuple[int, float]]:
+    """The pages with ink in their left or right margin, each with the points from its top where it ends."""
     pages, ppi = compiler.compile(format="png", ppi=50), 50
     edge, found = int((MARGIN - 8) * ppi / 72), []
     for number, page in enumerate(pages if isinstance(pages, list) else [pages], 1):
         dark = np.asarray(Image.open(io.BytesIO(page)).convert("L")) < 200
-        if dark[:, :edge].any() or dark[:, -edge:].any():
-            found.append(number)
+        rows = dark[:, :edge].any(1) | dark[:, -edge:].any(1)
+        if rows.any():
+            found.append((number, float(np.flatnonzero(rows)[-1]) * 72 / ppi))
     return found
+
+
+def _cell_at(place: tuple[int, float], document: dict, work: Path, info: dict[str, str]) -> int:
+    """The number of the cell that stands at a place, a page and points from its top."""
+    document = {**document, "meta": {**document["meta"], "places": {"t": "MetaBool", "c": True}}}
+    (work / "places.typ").write_text(_source(document, False, lambda *_: None), encoding="utf-8")
+    places = json.loads(_compiler(work, work / "fonts", False, info, "places.typ").query("<where:cell>", field="value"))
+    return max((one for one in map(tuple, places) if one[:2] <= place), default=(0, 0, 0))[2]
 
 
 def _text(node) -> str:

@@ -17,19 +17,34 @@ ARROWS = {
 MATRICES = {"pmatrix": "()", "bmatrix": "[]", "vmatrix": "||", "Bmatrix": (r"\{", r"\}"), "matrix": ".."}
 CLASSES = {"mathrel": "relation", "mathbin": "binary", "mathord": "normal", "mathpunct": "punctuation"}
 BOXES = {"phantom": "all", "hphantom": "wide", "vphantom": "high"}
+# what holds to the end of its group: sizes of sums and fractions, of letters in percent
+STYLES = {"displaystyle": "display", "textstyle": "inline", "scriptstyle": "script", "scriptscriptstyle": "sscript"}
+SIZES = {"tiny": 50, "Tiny": 60, "scriptsize": 70, "small": 85, "normalsize": 100, "large": 120, "Large": 144,
+         "LARGE": 173, "huge": 207, "Huge": 249}  # fmt: skip
+SPACE = re.compile(
+    r"\\(?:hspace\*?|mspace)\s*\{\s*(-?[\d.]+)\s*([a-z]+)\s*\}"
+    r"|\\(?:kern|mkern|hskip|mskip)\s*(-?[\d.]+)\s*(mu|em|ex|pt|px|pc|in|cm|mm) ?"
+)
 # the same in other words, or a mere matter of space
 SAME = {
     "hfill": r"\quad ", "dotsi": r"\cdots ", "dotsm": r"\cdots ", "dotso": r"\ldots ",
     "cfrac": r"\dfrac", "tbinom": r"\binom", "dbinom": r"\binom", "enspace": r"\ ", "thinspace": r"\,", "lbrack": "[",
-    "rbrack": "]", "nonumber": "", "mathstrut": "", "strut": "", "allowbreak": "", "nobreak": "", "smash": "",
+    "rbrack": "]", "nonumber": "", "mathstrut": "", "strut": "", "allowbreak": "", "nobreak": "",
     "negthinspace": "", "displaylimits": "", "operatornamewithlimits": r"\operatorname*", "space": r"\ ",
     "medspace": r"\:", "thickspace": r"\ ", "stackrel": r"\overset",
+    "cr": r"\\ ", "mathnormal": r"\mathit", "hbox": r"\text", "textup": r"\text", "textnormal": r"\text", 
+    "leadsto": "⇝",     "square": "□", "omicron": "{o}", "varGamma": r"\mathit{\Gamma}", "varDelta": r"\mathit{\Delta}",
+    "varTheta": r"\mathit{\Theta}", "varLambda": r"\mathit{\Lambda}", "varSigma": r"\mathit{\Sigma}",
+    "varPhi": r"\mathit{\Phi}", "varPsi": r"\mathit{\Psi}", "varOmega": r"\mathit{\Omega}",
 }  # fmt: skip
 # which MathJax has in JupyterLab: number of arguments, the value of the first if it may be left out, body
 MACROS: dict[str, tuple[int, str | None, str]] = {
     "bra": (1, None, r"\langle #1 \rvert"), "ket": (1, None, r"\lvert #1 \rangle"),
     "Bra": (1, None, r"\left\langle #1 \right|"), "Ket": (1, None, r"\left| #1 \right\rangle"),
     "braket": (1, None, r"\langle #1 \rangle"), "fbox": (1, None, r"\boxed{\text{#1}}"),
+    "mod": (1, None, r"\quad\operatorname{mod}\ #1"), "pod": (1, None, r"\quad(#1)"), "ensuremath": (1, None, "#1"),
+    "class": (2, None, "#2"), "cssId": (2, None, "#2"), "smash": (2, "", "#2"),
+    "matrix": (1, None, r"\begin{matrix}#1\end{matrix}"), "pmatrix": (1, None, r"\begin{pmatrix}#1\end{pmatrix}"),
 }  # fmt: skip
 
 
@@ -115,11 +130,17 @@ def two(name: str, first: str, second: str, option: str = "") -> str:
 
 def rewritten(text: str, colours: dict[str, str]) -> str:
     """text in what pandoc knows. colours: those that \\definecolor names, which are added to."""
-    text = re.sub(r"\\require\s*\{.*?\}|\\(?:[hv]space\*?|kern|mspace)\s*\{\s*-.*?\}", "", text)
-    text = re.sub(r"\\(?:hspace\*?|mspace)\s*\{.*?\}", r"\\quad ", text)
+    text = re.sub(r"\\require\s*\{.*?\}", "", text)
+    text = SPACE.sub(lambda m: _space(m[1] or m[3], m[2] or m[4], m[0]), text)
+    # pandoc knows no ampersand outside of text, and there it takes the blank behind an escaped sign for its end
+    text = re.sub(
+        r"(\\\\)|(\\(?:text\w*|mbox)\s*\{[^{}]*\})|\\&",
+        lambda m: m[1] or re.sub(r"(\\[%&_#$])(?= )", r"\1{}", m[2] or r"\text{\&}"), text,
+    )  # fmt: skip
+    text = re.sub(r"\\begin\{subarray\}\{[lcr]\}(.*?)\\end\{subarray\}", r"\\substack{\1}", text, flags=re.S)
     for name, same in SAME.items():
         text = re.sub(rf"\\{name}(?![A-Za-z])", lambda _, same=same: same, text)
-    text = _fractions(_fonts(text))
+    text = _fractions(_switches(_fonts(text)))
     text = _environments(text)
     text = _halves(text)
     text = _coloured(text, colours)
@@ -144,6 +165,27 @@ def _fonts(text: str) -> str:
         end = _inner(text, found.end())
         text = rf"{text[: found.start()]}\math{found[1]}{{{text[found.end() : end]}}}{text[end:]}"
     return text
+
+
+def _switches(text: str) -> str:
+    """text with the commands of a size, which hold to the end of their group, as functions."""
+    names = "|".join([*STYLES, *SIZES])
+    for found in reversed([*re.finditer(rf"\\({names})(?![A-Za-z])\s*", text)]):
+        end = _inner(text, found.end())
+        name, size = STYLES.get(found[1], "sized"), str(SIZES.get(found[1], ""))
+        body = text[found.end() : end]
+        text = text[: found.start()] + (one(name, body, size) if body.strip() else "") + text[end:]
+    return text
+
+
+def _space(number: str, unit: str, source: str) -> str:
+    """A space of so much, in thousands of the size of a letter; of another unit it stays what it is."""
+    points = {"em": 10, "ex": 4.3, "mu": 10 / 18, **styles.UNITS}.get(unit)
+    try:
+        wide = round(float(number) * (points or 0) * 100)
+    except ValueError:
+        return source
+    return one("spaced", NOTHING, f"{'n' if wide < 0 else 'p'}{abs(wide)}") if points else source
 
 
 def _fractions(text: str) -> str:

@@ -18,8 +18,15 @@ from lib.data import Data, Split, split_all
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
-PHOTOGRAPHS = {".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".svg", ".psd", ".eps"}
-SYSTEM = re.compile(r"[.@_]{1,2}(?!\w+_$).*|thumbs\.db|desktop\.ini|\$recycle\.bin|system volume information", re.I)
+PHOTOGRAPHS = {
+    ".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".svg", ".psd", ".eps", ".jp2", ".j2k",
+    ".jxl", ".jpe", ".tga", ".pcx", ".dds", ".ico", ".exr", ".hdr", ".dcm", ".xcf",
+}  # fmt: skip
+SYSTEM = re.compile(
+    r"[.@_]{1,2}(?!\w+_$).*|__\w+__|~.*|.*~|thumbs\.db|desktop\.ini|\$recycle\.bin|system volume information|"
+    r"lost\+found", re.I,
+)  # fmt: skip
+DEEP = "more than 8 bits per channel"
 LARGEST = 1024  # pixels of a side
 FILES = 200_000  # above that a folder is no data set of this kind
 
@@ -106,7 +113,8 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
         raise ValueError(f"{path}@{size}: images of {size} pixels are too {kind}, choose 8 to {LARGEST}")
     classes = _classes(path)
     left: dict[str, list[str]] = {}
-    images, labels, broken, sizes = [], [], [], []
+    images, labels, sizes = [], [], []
+    broken: dict[str, list[str]] = {}
     seen: dict[bytes, str] = {}
     receipt = Receipt(path.resolve().name)
     _leave_beside(path, left)
@@ -116,12 +124,15 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
             short = shown(str(file.relative_to(path)))
             try:
                 with Image.open(file) as image:
-                    sizes.append(image.size)
-                picture = _picture(file, size)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all that Pillow raises
-                broken.append(short)
+                    shape, frames = image.size, getattr(image, "n_frames", 1)
+                picture, content = _picture(file, size), _content(file)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all that Pillow raises
+                broken.setdefault(_cause(error), []).append(short)
                 continue
-            mark = hashlib.sha1(_content(file)).digest()
+            sizes.append(shape)
+            if frames > 1:
+                left.setdefault("the frames behind the first of a picture", []).append(short)
+            mark = hashlib.sha1(content).digest()
             if mark in seen:
                 receipt.duplicates.append((short, seen[mark]))
                 continue
@@ -132,15 +143,13 @@ def read(path: Path, size: int, skip_damaged: bool = False) -> tuple[Data, Recei
     receipt.used = {name: used[label] for label, name in enumerate(classes)}
     _refuse_two_classes(path, receipt.duplicates)
     if broken and not skip_damaged:
+        counts = "; ".join(f"{cause}: {len(files)}" for cause, files in broken.items())
         raise ValueError(
-            f"{path}: {len(broken)} unreadable images (damaged, or more than 8 bits per channel), the first is "
-            f"{path / broken[0]}: replace or delete them, or skip them by image_folder.read(..., skip_damaged=True)"
+            f"{path}: {sum(map(len, broken.values()))} unreadable images ({counts}), the first is "
+            f"{path / next(iter(broken.values()))[0]}: replace or delete them, or skip them by "
+            "image_folder.read(..., skip_damaged=True)"
         )
-    causes = {
-        **left,
-        "damaged or more than 8 bits per channel": broken,
-        "the same picture again": [a for a, _ in receipt.duplicates],
-    }
+    causes = {**left, **broken, "the same picture again": [a for a, _ in receipt.duplicates]}
     receipt.left_out = [(cause, len(files), files[0]) for cause, files in causes.items() if files]
     if sizes:
         receipt.sizes = tuple("x".join(map(str, pick(sizes, key=lambda s: s[0] * s[1]))) for pick in (min, max))
@@ -179,11 +188,15 @@ def _split(name: str, everything: Split, classes: list[str]) -> Data:
 
 def _classes(path: Path) -> list[str]:
     """The subfolders that are classes. Raises ValueError if these are none, or splits."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder: name one with a subfolder of images per class")
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not SYSTEM.fullmatch(entry.name))
     if path.resolve() == Path(path.resolve().anchor) or (path / "pyproject.toml").exists():
         raise ValueError(f"{path} is no folder of images: name one with a subfolder per class")
     if not names:
-        raise ValueError(f"{path}: it holds no subfolder. Expected one subfolder with images per class")
+        beside = sum(Path(entry.name).suffix.lower() in IMAGES | PHOTOGRAPHS for entry in os.scandir(path))
+        sort = f": sort its {beside} images into them" if beside else ""
+        raise ValueError(f"{path}: it holds no subfolder. Expected one subfolder with images per class{sort}")
     split = [name for name in names if set(re.split(r"[^a-z]+", name.lower())) & SPLITS]
     if split and (len(split) > 1 or set(split[0].lower().split()) <= {"train", "training"}):
         raise ValueError(
@@ -191,6 +204,9 @@ def _classes(path: Path) -> list[str]:
             "are the classes; the splits are made here"
         )
     if len(names) < 2:
+        inner = path / names[0]
+        if any(entry.is_dir() and not SYSTEM.fullmatch(entry.name) for entry in os.scandir(inner)):
+            raise ValueError(f"{path} holds one folder only: if its subfolders are the classes, name it, {inner}")
         raise ValueError(f"{path} holds one class only ({names[0]}): add a subfolder per class")
     return names
 
@@ -205,7 +221,7 @@ def _leave_beside(root: Path, left: dict[str, list[str]]) -> None:
 
 def _files(folder: Path, root: Path, left: dict[str, list[str]]) -> list[Path]:
     """The image files below folder, each once; what else lies there goes to left, by cause."""
-    found, real, count = [], set(), 0
+    found, real, count = [], {root.resolve()}, 0
 
     def leave(cause, path):
         left.setdefault(cause, []).append(shown(str(path.relative_to(root))))
@@ -236,6 +252,8 @@ def _files(folder: Path, root: Path, left: dict[str, list[str]]) -> list[Path]:
                 leave("no image", path)
             elif path.is_symlink() and path.resolve() in real:
                 leave("a link to what is read already", path)
+            elif not path.is_file():  # reading a pipe would wait for ever
+                leave("a link to nothing, a pipe or a device", path)
             else:
                 real.add(path.resolve())
                 found.append(path)
@@ -248,10 +266,23 @@ def _files(folder: Path, root: Path, left: dict[str, list[str]]) -> list[Path]:
     return found
 
 
+def _cause(error: Exception) -> str:
+    """Why a picture is not read."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
+    if isinstance(error, PermissionError):
+        return "not to be read by you"
+    return str(error) if str(error) == DEEP else "damaged"
+
+
 def _content(file: Path) -> bytes:
-    """The pixels of an image file, whatever its format and notes: equal for copies."""
+    """The pixels of an image file as they are seen, whatever its format and notes: equal for copies."""
     with Image.open(file) as image:
-        return repr(image.size).encode() + image.convert("RGBA").tobytes()
+        return repr(image.size).encode() + _on_white(image.convert("RGBA")).tobytes()
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _refuse_two_classes(path: Path, duplicates: list[tuple[str, str]]) -> None:
@@ -264,8 +295,7 @@ def _picture(file: str | Path, size: int) -> Tensor:
     """An image file as uint8 (3, size, size), turned as its camera notes, what is transparent white."""
     with Image.open(file) as image:
         if image.mode[0] in "IF":
-            raise ValueError("Pillow clips pixels of 16 bits and more")
+            raise ValueError(DEEP)  # which Pillow clips
         picture = ImageOps.exif_transpose(image).convert("RGBA")  # a palette may hold transparency
-    white = Image.new("RGBA", picture.size, "white")
-    pixels = v2.functional.pil_to_tensor(Image.alpha_composite(white, picture).convert("RGB"))
+    pixels = v2.functional.pil_to_tensor(_on_white(picture))
     return v2.functional.resize(pixels, [size, size], antialias=True)

@@ -106,7 +106,7 @@ INPUTS = {
     "underscores in a formula": ("$a_1 b_2$ and $c_1*d_2*e$", "-[*_]", ""),
     "no formula in code": ("`$x$` and\n\n```\n$y$\n```", r"\$x\$ and \$y\$", ""),
     "escaped dollars": ("costs \\$5 and \\$6", r"costs \$5 and \$6", ""),
-    "an ampersand": ("$$a \\& b$$", r"\\&", "\\& converts wrongly"),
+    "an ampersand": ("$$a \\& b$$ $\\text{c \\& d}$", ["a ?& ?b c & d"], ""),
     "union": ("$$\\bigcup_i A_i$$", ["⋃", "-bigcup"], ""),
     "big": ("$$\\big( a \\big)$$", ["\\(a\\)", "-big"], ""),
     "macro in the next cell": (["$\\newcommand{\\R}{\\mathbb R}$", "$x \\in \\R$"], ["x ?∈ ?R", "-newcommand"], ""),
@@ -164,6 +164,7 @@ INPUTS = {
     "figure of html": ('<figure><img src="a.png" alt="alternative"><figcaption>the caption</figcaption></figure>', ["Figure \\d+. the caption", "-alternative"], ""),
     "table in a list": ("- item\n  | a | b |\n  |---|---|\n  | 1 | 2 |", ["item a b 1 2", "-\\|"], ""),
     "two headings of one name": ("### Same\n\n### Same\n\n[one](#Same) [two](#same-1)", "Same Same one two", ""),
+    "two anchors of one name": (['<a id="twice"></a>\n\n[to it](#twice)', '<a id="twice"></a> again'], "to it again", ""),
     "anchor of html": ('<a id="place"></a>\n\n[there](#place)', "there", ""),
     "html picture": ('<img src="a.png" width="900" alt="by html">', "by html", ""),
     "a name with blanks": ("![blank](<a b.png>) ![twenty](a%20b.png)", ["blank", "twenty"], ""),
@@ -232,6 +233,35 @@ INPUTS = {
     "hide-output": (shown(stream("gone"), source="kept()", tags=["hide-output"]), ["kept", "-gone"], ""),
     "remove-cell": (shown(stream("gone"), tags=["remove-cell"]), "-gone", ""),
     "collapsed": (shown(stream("kept"), source="gone()", jupyter={"source_hidden": True}), ["kept", "-gone"], ""),
+    # styles of HTML: drawn, or named
+    "text that a style makes": (shown(data(text_html="<style>.q::before{content:'BEFORE '} .q:after{content: ' of ' attr(data-x)}</style><p class='q' data-x='X'>text</p>")), "BEFORE text of X", ""),
+    "a number that a style makes": (shown(data(text_html="<style>.q2::before{content: counter(x)}</style><p class='q2'>text</p>")), "text", "content: counter(x), is not shown"),
+    "a mark that a style makes": (shown(data(text_html="<style>.q3::marker{content: 'Z'}</style><ol><li class='q3'>one</ol>")), "one", "puts before <li>, 'Z', is not shown"),
+    "a style that is not known": (shown(data(text_html="<p style='transform: rotate(90deg); margin: 3px; quux: 7'>text</p>")), "text", "a style of the output is not drawn: transform: rotate(90deg), quux: 7"),
+    "values that are not known": (shown(data(text_html="<p style='font-size: calc(1em * 2)'>a</p><p style='color: color-mix(in srgb, red, blue)'>b</p><p style='background: radial-gradient(red, blue)'>c</p>")), "a b c", "font-size: calc(1em * 2), color: color-mix(in srgb, red, blue), background-image: radial-gradient(red, blue)"),
+    "mere layout": (shown(data(text_html="<div style='display: flex; padding: 3px; border-radius: 3px; cursor: pointer; -webkit-box-flex: 1; vertical-align: middle; overflow: auto; width: 9px; line-height: 2; font-family: x; position: relative; float: left'>text</div>")), "text", ""),
+    "a style sheet elsewhere": (shown(data(text_html="<link rel='stylesheet' href='x.css'><p>text</p>")), "text", "a style sheet that stands elsewhere is not read"),
+    "nothing but a style sheet": (shown(data(text_html="<style>.container {width: 100%}</style>")), "-container", ""),
+    "what cannot be seen through": (shown(data(text_html="<p>seen<b style='opacity: 0'>gone</b> <b style='opacity: 30%'>faint</b></p>")), ["seen faint", "-gone"], ""),
+    "letters made large": (shown(data(text_html="<p style='text-transform: uppercase'>large <b style='text-transform: none'>b</b></p><p style='text-transform: capitalize'>first letters</p>")), "LARGE b First Letters", ""),
+    "blanks that are kept": (shown(data(text_html="<div style='white-space: pre'>a   b\n  c</div>")), ["a\\s+b\\s+c"], ""),
+    "rows without an end": (shown(data(text_html="<table><tr><th>head<th>acc<tr><td>ArcFace<td>99</table>")), ["head acc ArcFace 99", "-<"], ""),
+    "rows without an end in markdown": ("<table><tr><td>one<td>two<tr><td>three</table>", ["one two three", "-<"], ""),
+    "elements of one kind of page": (shown(data(text_html="<noscript>gone</noscript><datalist><option>gone</datalist><dialog>gone</dialog><dialog open>open</dialog><ruby>A<rp>(</rp><rt>b</rt></ruby>")), ["open ?A \\(b\\)", "-gone"], ""),
+    "elements of html in markdown": ("<picture><source srcset='b.png'><b>pic</b></picture> <ruby>A<rt>b</rt></ruby> <time>now</time> <label>l</label>", ["pic A \\(b\\) now l", "-<"], ""),
+    "an svg in markdown": ("<svg width='40' height='20'><text x='2' y='15'>drawn</text></svg>", ["drawn", "-<text"], ""),
+    "an svg with its view": (shown(data(text_html="<svg viewBox='0 0 200 40' width='200' height='40'><text x='2' y='15'>in view</text></svg>")), "in view", ""),
+    "an svg that uses another": (shown(data(text_html="<svg width='0' height='0'><symbol id='sy'><text x='2' y='15'>symbol</text></symbol></svg><p>a <svg width='60' height='20'><use xlink:href='#sy'/></svg></p>")), "symbol", ""),
+    "xarray": (shown(data(text_html="<pre class='xr-text-repr-fallback'>x</pre><div class='xr-wrap'><input type='checkbox'>boxes</div>", text_plain="<xarray.Dataset> Size: 64B")), ["Size: 64B", "-boxes"], ""),
+    "a text of latex": (shown(data(text_latex="where $x^2$ < 1 and \\begin{align}a&=b\\end{align}", text_plain="<IPython.core.display.Latex object>")), ["where x ?2 < 1 and a ?= ?b", "-Latex"], ""),
+    "a link to nowhere": ("[](https://x.org) [here]() [there](#)", "here there", ""),
+    "a tag within a sentence": ("a $x \\tag*{B}$ b", "a x ?B b", ""),
+    "a diagram in words": ("```mermaid\ngraph TD\n```", "graph TD", "a mermaid diagram is drawn by a browser alone"),
+    "a bar of blocks": (shown(data(text_html="<div style='width:300px;background:#eee'><div style='width:40%;height:14px;background:green'></div></div>")), "", ""),
+    "a sign with a mark": ("1\ufe0f\u20e3", "combining enclosing keycap", "(combining enclosing keycap)"),
+    "too wide a fraction": ("$\\frac{" + "x+" * 90 + "x}{b}$", "x", "holds something wider than its text: break or shorten it"),
+    "a formula of commands unknown and long": ("$\\nosuch" + "\\beta{}" * 40 + "$", "nosuch", "\\nosuch converts wrongly"),
+    "signs in a formula's text": ("$\\text{50\\% of a\\& b}$", "50% of a& b", ""),
     # the page
     "code of c++": ("```c++17\nint x;\n```", ["int x;", "-\\+"], ""),
     "code of a language of two words": ("```Wolfram Language\nf[x]\n```", ["f\\[x\\]", "-Language"], ""),
@@ -388,6 +418,11 @@ FILES = {  # what other programs than Jupyter write, and what is on the page
     "a mark of UTF-8 at its head": ("\ufeff" + json.dumps(NOTEBOOK), "any"),
     "a title of two lines": ({**NOTEBOOK, "metadata": {"title": "A #1 $x$\n*b*", "authors": "C & D", "date": "2026-02-31"}}, "A #1 \\$x\\$ \\*b\\* C & D"),
     "a title and authors in a list": ({**NOTEBOOK, "metadata": {"title": ["A", "B"], "authors": ["C", {"name": "D"}]}}, "A: B C, D"),
+    "no metadata": ({"nbformat": 4, "nbformat_minor": 4, "metadata": None, "cells": [{"cell_type": "markdown", "source": "text"}]}, "any text"),
+    "outputs of no text": (
+        {**NOTEBOOK, "cells": [{"cell_type": "code", "metadata": {}, "source": "x", "outputs": [
+            {"output_type": "display_data", "metadata": {}, "data": {"text/plain": None}},
+            {"output_type": "display_data", "metadata": {}, "data": {"text/html": {"a": 1}}}]}]}, 'x {"a": 1}'),
     "a language of no name": ({**NOTEBOOK, "metadata": {"language_info": {"name": "c++17 \"x\"`#"}}, "cells": [
         {"cell_type": "code", "metadata": {}, "source": "int x;", "outputs": []}]}, "any int x; 1"),
 }  # fmt: skip
@@ -518,6 +553,13 @@ CARRIED = {  # TeX, and what is drawn of it by typst and layout/report.typ
     "{a \\over b + c} d": "frac(a, b + c) d",
     "{\\bf x_{1}} y": "upright(bold(x_1)) y",
     "\\bra{x}\\ket{y}": "chevron.l x \\| \\| y chevron.r",
+    "a\\hspace{3cm}b": 'a spaced(option: #"p8505", "") b',
+    "a\\kern-.1em b\\mspace{18mu}c": 'a spaced(option: #"n100", "") b spaced(option: #"p1000", "") c',
+    "{\\displaystyle \\sum_i} x": "display(sum_i) x",
+    "\\frac{\\displaystyle a}{b}": "display(a) / b",
+    "x {\\scriptstyle y} \\scriptscriptstyle z": "x script(y) sscript(z)",
+    "\\large x": 'sized(option: #"120", x)',
+    "\\smash[b]{x} \\matrix{a & b\\cr c & d}": "x mat(delim: #none, a, b; c, d)",
     "\\boxed{x}\\xcancel{y}": "#box(stroke: black, inset: 3pt, [$ x $]) cancel(y, cross: #true)",
 }  # fmt: skip
 
@@ -570,7 +612,7 @@ def test_colours_for_black_terminals_are_dark_enough_for_paper():
 
 COLOURED = {  # what is shown, and colours that are drawn then
     "a table with a style sheet": (shown(data(text_html="<style>#T_1 td {color: #010203} #T_1 .x, #T_1 th {background-color: #040506} #T_1 #a {color: #070809; font-weight: bold}</style><table id='T_1'><caption>The caption</caption><tr><th>h</th><td class='x'>c</td><td id='a'>d</td></tr></table>")), "010203 040506 070809"),
-    "the more special rule": (shown(data(text_html="<style>td.a {color: #110101} td {color: #110102} b {color: #110103 !important}</style><table><tr><td class='a'>c</td><td>d <b style='color: #110104'>e</b></td></tr></table>")), "110101 110102 110103 -110104"),
+    "the more special rule": (shown(data(text_html="<style>.own td.a {color: #110101} .own td {color: #110102} .own b {color: #110103 !important}</style><table class='own'><tr><td class='a'>c</td><td>d <b style='color: #110104'>e</b></td></tr></table>")), "110101 110102 110103 -110104"),
     "bars of a Styler": (shown(data(text_html="<table><tr><td style='background: linear-gradient(90deg, transparent 20%, #0a0b0c 20%, #0a0b0c 60%, transparent 60%)'>0.5</td></tr></table>")), "0a0b0c"),
     "rows and borders": (shown(data(text_html="<table><tr style='background:#0d0e0f'><td style='border: 2px solid #101112'>x</td></tr></table>")), "0d0e0f 101112"),
     "words": (shown(data(text_html="<p style='color:#131415'>a <b style='color:rgb(22,23,24)'>b</b></p><div style='background:#191a1b'><i>c</i></div><font color='#1c1d1e'>d</font>")), "131415 161718 191a1b 1c1d1e"),
@@ -580,6 +622,14 @@ COLOURED = {  # what is shown, and colours that are drawn then
     "formulas": ("$\\textcolor{#3d3e3f}{a}\\color[RGB]{64,65,66}b$", "3d3e3f 404142"),
     "printed": (shown(stream("\x1b[38;2;67;68;69ma\x1b[48;5;90mb\x1b[0m\x1b[7;38;2;70;71;72mc")), "434445 870087 464748"),
     "bars": ("<progress value='0.5'></progress>", "1f3a5f e1e1e1"),
+    "another output's style sheet": ([shown(data(text_html="<style>.later {color: #490101}</style>")), shown(data(text_html="<p class='later'>a</p>"))], "490101"),
+    "a style sheet of its own": (shown(data(text_html="<style>@media screen {.s1 {color: #490102}} @media (prefers-color-scheme: dark) {.s1 {color: #490103}} .s2 {& b {color: #490104}} :is(i, u).s3 {color: #490105}</style><p class='s1'>a</p><p class='s2'>b <b>c</b></p><i class='s3'>d</i>")), "490102 -490103 490104 490105"),
+    "variables": (shown(data(text_html="<style>:root {--ink: #490106}</style><p style='color: var(--ink)'>a</p><p style='color: var(--none, #490107)'>b</p>")), "490106 490107"),
+    "a cell over its row": (shown(data(text_html="<style>#Tz th {background-color: #490108} #Tz tr {background: #490109}</style><table id='Tz'><tr><th>a</th></tr></table><p style='background-color: #49010a; background: #49010b'>b</p>")), "490108 -490109 -49010a 49010b"),
+    "borders by sides": (shown(data(text_html="<div style='border-color: #49010c; border-style: solid; border-width: 2px'>a</div><p style='border-left: 4px dashed #49010d'>b</p><span style='border: 1px solid #49010e'>c</span>")), "49010c 49010d 49010e"),
+    "swatches": (shown(data(text_html="<div style='display:inline-block;width:30px;height:20px;background:#49010f'></div><span style='display:inline-block;width:30px;height:20px;background:#490110'></span><div style='width:40%;height:9px;background:#490111'></div>")), "49010f 490110 490111"),
+    "an svg's gradient": (shown(data(text_html="<svg viewBox='0 0 100 50' width='100' height='50'><defs><linearGradient id='g'><stop offset='0' stop-color='#490113'/><stop offset='1' stop-color='#490114'/></linearGradient></defs><rect width='100' height='50' fill='url(#g)'/></svg>")), "490113 490114"),
+    "an svg by its classes": (shown(data(text_html="<style>.r {fill: #490112}</style><svg width='40' height='20'><rect class='r' width='40' height='20'/></svg>")), "490112"),
 }  # fmt: skip
 
 
@@ -606,7 +656,8 @@ def drawn(page):
 
 @pytest.fixture(scope="module")
 def coloured(home):
-    made = exported(["# T", *(given for given, _ in COLOURED.values())], home)
+    given = [one for cells, _ in COLOURED.values() for one in (cells if isinstance(cells, list) else [cells])]
+    made = exported(["# T", *given], home)
     assert not made.said
     return set().union(*map(drawn, made.reader.pages))
 
@@ -615,6 +666,53 @@ def coloured(home):
 def test_an_input_keeps_its_colours(coloured, name):
     for colour in COLOURED[name][1].split():
         assert (colour.removeprefix("-") in coloured) != colour.startswith("-"), (colour, sorted(coloured))
+
+
+def test_what_cannot_be_drawn_stops_no_other_cell(home, monkeypatch):
+    placed = pdf._place_pictures
+
+    def spoilt(document, *arguments):
+        placed(document, *arguments)
+        document["blocks"][1]["c"][1] = [{"t": "RawBlock", "c": ["typst", "#nosuchfunction"]}]
+
+    monkeypatch.setattr(pdf, "_place_pictures", spoilt)
+    made = exported(["# T\n\nbefore", "## Spoilt\n\nof $x^2$", "after"], home)
+    assert all(words in made.text for words in ("before", "of $x^2$", "after"))
+    assert made.said == [
+        "any: cell 2, section 'Spoilt': it cannot be drawn (unknown variable: nosuchfunction) and is shown as its source"
+    ]
+
+
+def test_blanks_and_lines_that_a_style_keeps(home):
+    text = "<div style='white-space: pre-wrap'>a   b\n  c <b>d</b></div>"
+    page = exported([shown(data(text_html=text))], home).reader.pages[0].extract_text()
+    assert "a\xa0\xa0\xa0b\n" in page.replace(" ", "\xa0") and not re.search("b.*c", page)
+
+
+def test_rows_need_no_end(home):
+    table = "<table><tr><th>head<th>acc<tr><td>ArcFace<td>99</table>"
+    for given in (table, shown(data(text_html=table))):
+        root = exported([given], home).reader.trailer["/Root"]
+        found, stack = [], [root["/StructTreeRoot"]]
+        while stack:
+            node = stack.pop()
+            node = node.get_object() if hasattr(node, "get_object") else node
+            if isinstance(node, list):
+                stack += node
+            elif isinstance(node, dict):
+                found.append(node.get("/S"))
+                stack.append(node.get("/K"))
+        assert found.count("/Table") == 1 and found.count("/TR") == 2
+
+
+def test_a_bar_is_as_long_as_it_says(home):
+    bar = "<div style='width:400px;background:#eee'><div style='width:25%;height:14px;background:#4a0101'></div></div>"
+    page = exported([shown(data(text_html=bar))], home).reader.pages[0]
+    strokes = re.findall(
+        r"([\d.-]+) ([\d.-]+) m\s+([\d.-]+) [\d.-]+ l", page.get_contents().get_data().decode("latin-1")
+    )
+    widths = {round(abs(float(b) - float(a))) for a, _, b in strokes}
+    assert {300, 75} <= widths, widths
 
 
 def test_notes_are_below_the_text(home):

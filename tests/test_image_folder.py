@@ -283,7 +283,60 @@ def test_a_damaged_image_is_skipped_if_asked(folder):
     with pytest.raises(ValueError, match=r"1 unreadable images .*cat/x.png: .*skip_damaged=True"):
         load(folder)
     _, receipt = image_folder.read(folder, 12, skip_damaged=True)
-    assert "left out, damaged or more than 8 bits per channel: 1 (the first is cat/x.png)" in str(receipt)
+    assert "left out, damaged: 1 (the first is cat/x.png)" in str(receipt)
+
+
+def test_pictures_that_look_the_same_are_in_one_split(folder):
+    for alpha in range(3):  # of different colours, which nobody sees
+        Image.new("RGBA", (12, 12), (90 * alpha, 9, 9, 0)).save(folder / "cat" / f"nothing{alpha}.png")
+    _, receipt = image_folder.read(folder, 12)
+    assert receipt.used["cat"] == 11 and len(receipt.duplicates) == 2
+
+
+def test_why_an_image_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("1", (100, 100)).save(folder / "cat" / "huge.png")
+    Image.new("I;16", (9, 9)).save(folder / "dog" / "deep.png")
+    with pytest.raises(ValueError, match=r"2 unreadable images \(more than 0 million pixels: 1; more than 8 bits per"):
+        load(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
+def test_a_pipe_is_not_waited_for(folder):
+    os.mkfifo(folder / "cat" / "pipe.png")
+    (folder / "cat" / "gone.png").symlink_to("nowhere.png")
+    _, receipt = image_folder.read(folder, 12)
+    assert receipt.left_out == [("a link to nothing, a pipe or a device", 2, "cat/gone.png")]
+
+
+def test_a_link_to_the_whole_folder_adds_nothing(folder):
+    (folder / "cat" / "up").symlink_to(folder, target_is_directory=True)
+    _, receipt = image_folder.read(folder, 12)
+    assert receipt.used == {"cat": 10, "dog": 10}
+    assert receipt.left_out == [("a link to what is read already", 1, "cat/up")]
+
+
+def test_further_frames_are_counted(folder):
+    frames = [Image.new("RGB", (12, 12), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "cat" / "moves.tif", save_all=True, append_images=frames[1:])
+    assert "left out, the frames behind the first of a picture: 1 (the first is cat/moves.tif)" in str(
+        image_folder.read(folder, 12)[1]
+    )
+
+
+def test_another_place_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is no folder: name one with a subfolder of images per class"):
+        image_folder.read(tmp_path / "nowhere", 12)
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    folder.rename(unpacked / "pets")  # as many programs unpack an archive
+    (unpacked / "__MACOSX").mkdir()
+    with pytest.raises(ValueError, match=r"one folder only: if .* name it, .*unpacked/pets"):
+        load(unpacked)
+    for i in range(3):
+        noise(tmp_path / "flat" / f"cat.{i}.png", i)
+    with pytest.raises(ValueError, match=r"no subfolder. Expected .* per class: sort its 3 images into them"):
+        load(tmp_path / "flat")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])

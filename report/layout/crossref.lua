@@ -35,6 +35,9 @@ local function sections(doc)
     if #blocks > 0 and #inside > 0 and blocks[#blocks].t == inside[1].t and inside[1].t:match("List$") then
       blocks:insert(block_of("#v(0pt)"))  -- the list of another cell begins anew
     end
+    if doc.meta.places and block.t == "Div" then  -- for report/pdf.py to ask where a cell begins
+      blocks:insert(block_of("#place(context { let at = here().position(); [#metadata((at.page, at.y.pt(), " .. block.attributes.cell .. "))<where:cell>] })"))
+    end
     blocks:extend(inside)
   end
   local body, abstract, in_abstract, in_appendix, listed = pandoc.Blocks {}, pandoc.Blocks {}, false, false, false

@@ -3,12 +3,13 @@
 
 local GFM = "commonmark+pipe_tables+strikeout+task_lists+autolink_bare_uris+footnotes+alerts"
 local KINDS = { fig = true, eq = true, tbl = true, sec = true, lst = true }
-local VOID = { br = true, hr = true, img = true, wbr = true, input = true, source = true, col = true, link = true, meta = true }
+local VOID = { track = true, area = true, base = true, br = true, hr = true, img = true, wbr = true, input = true, source = true, col = true, link = true, meta = true }
 local SHOWN = {}
-for tag in ([[a abbr address article aside b bdi bdo big blockquote br caption center cite code col colgroup dd del
-  details dfn div dl dt em figcaption figure font footer h1 h2 h3 h4 h5 h6 header hr i img ins kbd li main mark nav ol p
-  pre q s samp section small span strike strong style sub summary sup table tbody td tfoot th thead tr tt u ul var wbr
-  svg progress meter]]):gmatch("%S+") do SHOWN[tag] = true end
+for tag in ([[a abbr acronym address area article aside b base bdi bdo big blockquote body br caption center cite code
+  col colgroup data datalist dd del details dfn dialog dir div dl dt em fieldset figcaption figure font footer h1 h2 h3
+  h4 h5 h6 head header hgroup hr html i img ins kbd label legend li link main map mark math menu meta meter nav nobr
+  noscript ol optgroup option output p picture pre progress q rb rp rt ruby s samp search section small source span
+  strike strong style sub summary sup svg table tbody td template tfoot th thead time title tr track tt u ul var wbr]]):gmatch("%S+") do SHOWN[tag] = true end
 local NEVER = {}
 for tag in ([[script iframe video audio canvas object embed form input select button textarea]]):gmatch("%S+") do
   NEVER[tag] = true
@@ -64,7 +65,7 @@ local function formula(n)
     local text, known = number_of(math.label, math.round, math.source)
     return known and pandoc.Link(text, "#" .. anchor(math.label)) or pandoc.Str(text)
   end
-  if not math.text then return pandoc.Code(math.source, { class = "tex" }) end
+  if not math.text then return pandoc.Code(math.source) end
   if math.text == "" then return pandoc.Str("") end
   local text = math.text:gsub("\\(e?q?)ref%s*{%s*(.-)%s*}", function(round, label)
     return "\\text{" .. number_of(label, round == "eq", "\\" .. round .. "ref{" .. label .. "}") .. "}"
@@ -72,7 +73,7 @@ local function formula(n)
   local result = pandoc.Math(math.display and "DisplayMath" or "InlineMath", text)
   if not pandoc.write(pandoc.Pandoc { pandoc.Plain { result } }, "typst"):match("^%$.*%$%s*$") then  -- pandoc has warned
     complain("pandoc cannot convert the formula %s", math.source:gsub("%s+", " "):sub(1, 80))
-    return pandoc.Code(math.source, { class = "tex" })
+    return pandoc.Code(math.source)
   end
   local found = pandoc.Inlines { math.tag ~= "" and pandoc.Span(result, { class = "tagged", tag = math.tag }) or result }
   for label, tag in pairs(math.labels) do
@@ -252,6 +253,8 @@ local function listing(block)
   local found = number and part.listings and part.listings[number + 1]
   if found then
     block.attr = pandoc.Attr(found.id, { found.class }, { caption = found.caption })
+  elseif block.classes[1] == "mermaid" then
+    complain("a mermaid diagram is drawn by a browser alone, and is shown as its source: save it as an image")
   elseif block.classes[1] and block.classes[1]:match("^{") then
     block.classes = { block.classes[1]:match("[%w-]+") }
   end
@@ -308,8 +311,10 @@ local function html_of(blocks)
     end
   end
   blocks:walk { RawInline = close, RawBlock = close }
+  local svg = part.text:find("<svg", 1, true) or part.text:find("<math", 1, true)  -- whose elements have other names
   local function is_text(text)
     local tag = tag_of(text)
+    if svg and tag ~= "" then return false end
     if text:match("^<[!?]") then return false end
     if not SHOWN[tag] and not NEVER[tag] then return true end
     return not VOID[tag] and not text:match("^</") and not closed[tag] and tag ~= "p" and tag ~= "li" and tag ~= "a"
@@ -397,8 +402,12 @@ local function linked(blocks)
     used[name] = true
     return name
   end
-  blocks = blocks:walk { Span = function(span) if span.identifier ~= "" then place[span.identifier] = span.identifier end end,
-    Div = function(div) if div.identifier ~= "" then place[div.identifier] = div.identifier end end,
+  local function anchor_of(element)  -- of several of one name a link leads to the first
+    if element.identifier == "" then return nil end
+    if place[element.identifier] then element.identifier = "" else place[element.identifier] = element.identifier end
+    return element
+  end
+  blocks = blocks:walk { Span = anchor_of, Div = anchor_of,
     Header = function(head)
       local jupyter, github = slugs(pandoc.utils.stringify(head.content))
       local own = head.identifier
@@ -413,6 +422,7 @@ local function linked(blocks)
       return head
     end }
   local function follow(link)
+    if link.target == "" or link.target == "#" then return link.content end  -- typst makes no link to nowhere
     local name = link.target:match("^#(.+)$")
     if not name then return nil end
     name = unquoted(name)
@@ -439,7 +449,8 @@ function Reader(input)
     part = one
     if job.asked then one.kind = "asked" end
     local read = READ[one.kind]()
-    if #read == 0 and one.kind == "html" and one.text:match("%S") then complain("an output of text/html holds nothing to show") end
+    local bare = one.text:gsub("<style.-</style>", "")
+    if #read == 0 and one.kind == "html" and bare:match("%S") then complain("an output of text/html holds nothing to show") end
     read:walk { Header = function(head)
       if not first then first = head end
       if head.level == 1 then heads = heads + 1 end
