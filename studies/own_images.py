@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
@@ -31,6 +32,7 @@ BATCH, LR, DIM = 32, 0.05, 64
 FEW = 100  # test images; with fewer the interval of an accuracy is some 20 points wide
 PHOTOGRAPH = 64  # pixels; on smaller images a backbone for photographs sees nothing
 BACKBONE, FEATURES = "ResNet-18", 512
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # all that Pillow raises
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]  # mean, std
 
 
@@ -167,8 +169,8 @@ def warnings(images: Images, runs: list[Trained]) -> list[str]:
         low, high = wilson(n / 2, n)
         found.append(
             f"There are {n} test images. An accuracy near 50 % would be known to lie between {100 * low:.0f} % and "
-            f"{100 * high:.0f} % only: differences between losses are far smaller. From {5 * FEW} images in all on "
-            "a comparison begins to make sense."
+            f"{100 * high:.0f} % only: differences between losses are far smaller. From {5 * FEW} images in all on a "
+            "difference of ten points begins to show; one of a single point takes thousands of test images."
         )
     late = sorted({run.head for run in runs if not run.converged})
     if late:
@@ -310,13 +312,27 @@ def load_model(path: Path) -> tuple[models.Classifier, Images]:
     return model.eval(), Images(data, data, saved["size"], image_folder.Receipt(path.stem), backbone)
 
 
+def held_out_picture(images: Images, folder: str | Path) -> Path:
+    """The first file under folder, by name, that is among the test images: the network was not trained on it. Raises
+    ValueError if there is none."""
+    shown = images.pictures.test.images
+    for file in sorted(Path(folder).rglob("*")):
+        try:
+            picture = image_folder._picture(file, images.size).to(shown.device)
+        except UNREADABLE:  # no image, or left out
+            continue
+        if (shown == picture).flatten(1).all(1).any():
+            return file
+    raise ValueError(f"{folder} holds none of the test images: name the folder that the images were read from")
+
+
 @torch.no_grad()
 def classify(model: models.Classifier, images: Images, picture: str | Path) -> list[tuple[str, float]]:
     """The classes and their probabilities of one image file, the likeliest first. Raises ValueError if it cannot be
     read."""
     try:
         pixels = image_folder._picture(picture, images.size)[None]
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{picture} cannot be read as an image ({error}): name another file") from None
     where = model.head.W.device
     shown = seen(images.backbone, pixels.to(where)) if images.backbone else pixels.to(where)

@@ -11,7 +11,7 @@ from torch import nn
 
 from lib import paths
 from report import submission
-from studies import own_images
+from studies import image_folder, own_images
 from studies.own_images import Trained
 
 FAST = {"steps": 12, "most": 12}
@@ -180,6 +180,7 @@ def test_warnings_name_what_is_too_small_too_short_or_useless(folder):
     assert own_images.majority(images.data)[1] == pytest.approx(0.2, abs=0.05)
     good = own_images.warnings(images, [fake("A", [1] * n)])
     assert len(good) == 1 and f"There are {n} test images" in good[0]
+    assert "From 500 images in all on a difference of ten points" in good[0]
     bad = own_images.warnings(images, [fake("A", [0] * n), fake("B", [1] * n, converged=False)])
     assert len(bad) == 3 and "Not converged after 300 steps: B." in bad[1] and "learnt nothing of use" in bad[2]
 
@@ -235,6 +236,19 @@ def test_three_classes_are_too_few_to_leave_two_out(folder):
 
 
 @pytest.mark.parametrize("size", [8, 64])
+def test_the_picture_to_try_is_a_test_image(folder, weights, size):
+    (folder / "blue" / "._0.png").write_text("the system's")
+    images = own_images.images_in(folder, size)
+    file = own_images.held_out_picture(images, folder)
+    picture = image_folder._picture(file, size)
+    held = {name: (split.images == picture).flatten(1).all(1).any() for name, split in images.pictures.splits().items()}
+    assert held["test"] and not held["train"] and not held["val"]
+    (folder.parent / "other").mkdir()
+    with pytest.raises(ValueError, match=r"other holds none of the test images: name the folder"):
+        own_images.held_out_picture(images, folder.parent / "other")
+
+
+@pytest.mark.parametrize("size", [8, 64])
 def test_a_saved_model_gives_the_same_answer(folder, tmp_path, weights, size):
     images = own_images.images_in(folder, size)
     run = own_images.train(images, "ArcFace", steps=60, most=60, m=0.2, s=10)
@@ -262,6 +276,10 @@ def test_what_cannot_be_loaded_or_read_is_said_in_one_line(folder, tmp_path, wei
     own_images.save_model(tmp_path / "model.pt", images, run)
     with pytest.raises(ValueError, match=r"text.pt cannot be read as an image"):
         own_images.classify(run.model, images, tmp_path / "text.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # as of a picture that is too large for Pillow
+        with pytest.raises(ValueError, match=r"3.png cannot be read as an image"):
+            own_images.classify(run.model, images, folder / "red" / "3.png")
     monkeypatch.setattr(own_images, "pretrained", lambda: None)
     with pytest.raises(ValueError, match="needs the weights of ResNet-18"):
         own_images.load_model(tmp_path / "model.pt")
