@@ -499,7 +499,8 @@ def characters(tmp_path_factory):
 
 @pytest.mark.parametrize("run", [
     omniglot.default("Triplet", trial=True), omniglot.default("AdaLoss", constants=search.FREE),
-    omniglot.default("Softmax", classes=6, drawings=4), one_shot.arm("quarter turns", 0, network="TinyAirNet"),
+    omniglot.default("Softmax", classes=6, drawings=4),
+    one_shot.arm(one_shot.ARMS["quarter turns"], 0, network="TinyAirNet"),
 ], ids=["trial", "final", "fewer characters", "one-shot recipe"])  # fmt: skip
 def test_a_run_on_characters_never_seen(run, device, characters, monkeypatch):
     root, known = characters
