@@ -30,8 +30,6 @@ OF_DIFFERENCES = {  # the words of verdicts.decide, for a difference that is pos
     "equivalent": "equivalent", "not decided": "not decided", "cannot be told": "not decided",
 }  # fmt: skip
 RANGES = {"%": (0, 100), "points": (-100, 100), "(correlation)": (-1, 1), "degrees": (-180, 180)}
-# plans whose class centres start twelve times smaller than S1's: what rests on them is provisional
-OLD = {"s1_mnist", "s1_cifar10", "waterfall_mnist", "waterfall_cifar10", "cosface_mnist"}
 ALWAYS = "log seconds", "beyond_one"  # metrics that a stalled run has like any other
 
 
@@ -103,12 +101,18 @@ def effect(found: dict, row, either: bool = False) -> Figure:
     d, bad, setting, reduced = pairs(found, row)
     out = bad.any(axis=1)
     if out.sum() > verdicts.MOST_STALLED * len(d):
-        counts = (f"{re.split('[:,]', name)[0]} {bad[name].sum()} of {len(d)}" for name in bad)
+        counts = (f"{short} {bad[name].sum()} of {len(d)}" for short, name in zip(shortened(*bad), bad, strict=True))
         return Figure(f"stalled: {', '.join(counts)}", n=len(d), setting=setting, text=others(d[~out], row.unit))
     d = d[~out]
     if isinstance(d.index[0], tuple):  # of a map: its scales, or its margins, are the repeats, and not its few seeds
         d = d.groupby([at for _, at in d.index]).mean()
     return tested(d, row, setting, reduced, either)
+
+
+def shortened(*names: str) -> list[str]:
+    """The losses of some runs, or what tells the runs apart where they have one loss."""
+    losses = [re.split("[:,]", name)[0] for name in names]
+    return losses if len(set(losses)) == len(names) else [name.partition(": ")[2] or name for name in names]
 
 
 def influence(found: dict, row) -> Figure:
@@ -262,7 +266,6 @@ def entry(found: dict, row) -> dict:
     used = [answer for answer in (clean, confounded) if answer]
     _, figure = used[0] if used else (None, Figure(setting="no runs recorded" * (row.kind != "untested")))
     verdict = "confounded" if confounded and (not clean or figure.reduced) else figure.verdict
-    old = any(plan in OLD for way, _ in used for plan in way.plans.split())
     return {
         "number": row.Index, "source": row.source, "claim": row.claim, "test": row.test,
         "figure": clean[1].shown(row.unit) if clean else "",
@@ -270,8 +273,7 @@ def entry(found: dict, row) -> dict:
         "n": figure.n or "", "setting": figure.setting,
         "confounder": confounded[0].confounder if confounded else "",
         "confounded": size(confounded[1], row.unit) if confounded else "",
-        "verdict": verdict, "provisional": "provisional" if old else "",
-        "command": f"python -m studies claims {row.Index}",
+        "verdict": verdict, "command": f"python -m studies claims {row.Index}",
     }  # fmt: skip
 
 
@@ -280,8 +282,7 @@ def ledger(recorded: dict, numbers=None) -> pd.DataFrame:
 
     figure: of the comparison that decides. smallest: the difference that its runs would have shown with a power of
     80 %; for a number, how far a run may lie from the mean. confounder, confounded: what else differs in the comparison
-    that the source made, and its size there. provisional: does it rest on one of the OLD plans? A claim whose runs are
-    not recorded stays open.
+    that the source made, and its size there. A claim whose runs are not recorded stays open.
     """
     found = evidence.answered(recorded)
     rows = [entry(found, row) for row in claims().itertuples() if numbers is None or row.Index in numbers]
@@ -332,10 +333,11 @@ def printed(numbers) -> str:
     """These claims with their figures and verdicts, as text."""
     text = []
     for n, row in ledger(evidence.read(), numbers).iterrows():
-        text += [f"{n} ({row['source']}) {row['claim']}", f"  {row['test']}: {row['figure'] or 'no figure'}"]
+        figure = row["figure"] or (row["setting"] if not row["n"] else "") or "no figure"  # or "no runs recorded"
+        text += [f"{n} ({row['source']}) {row['claim']}", f"  {row['test']}: {figure}"]
         if row["confounder"]:
             text.append(f"  with a difference in {row['confounder']}: {row['confounded']}")
         if row["smallest"]:
             text.append(f"  in reach of its runs: {row['smallest']}")
-        text.append(f"  {row['verdict']}{', ' * bool(row['provisional'])}{row['provisional']}")
+        text.append(f"  {row['verdict']}")
     return "\n".join(text)

@@ -69,12 +69,10 @@ def test_no_interval_leaves_what_a_quantity_can_be():
     d = np.array([-60.0, 30.0, 80.0])
     assert claims.tested(d, row("MNIST: AdaLoss is more accurate")).high == 100
     assert claims.tested(d / 100, row("MNIST: the margin grows")).low == -1
-    records = s1_records(ArcFace=([0.99] * 3, [0.9] * 3), AdaLoss=([0.99] * 3, [0.9] * 3))
+    records = s1_records("s1_published_mnist", {})
     for run, record in records.items():
         record["metrics"]["beyond_one"] = 0.9 + 0.03 * run.seed
-    figure = claims.value(
-        evidence.answered(records), row("start from the same cosine", plans="s1_mnist", a="ArcFace: as published")
-    )
+    figure = claims.value(evidence.answered(records), row("start from the same cosine"))
     assert figure.high == 100 and figure.verdict == "not as claimed"
 
 
@@ -113,32 +111,17 @@ def test_every_claim_has_a_known_kind_and_known_runs():
 
 
 def test_alternatives_are_whole_comparisons():
-    first, *_, last = claims.comparisons_of(row("MNIST: AdaLoss is more accurate"))
+    first, last = claims.comparisons_of(row("MNIST: AdaLoss is more accurate"))
     assert (first.plans, first.a, first.confounder) == ("s1_same_network_mnist", "AdaLoss: same scale", "")
-    assert (last.plans, last.a) == ("s1_mnist", "AdaLoss: as published") and "scale" in last.confounder
-    for r in claims.claims().itertuples():
-        ways = claims.comparisons_of(r)
-        clean = [way.plans for way in ways if not way.confounder]
-        assert [plan in claims.OLD for plan in clean] == sorted(plan in claims.OLD for plan in clean), r.claim
+    assert (last.plans, last.a) == ("s1_published_mnist", "AdaLoss") and "scale" in last.confounder
 
 
-# ---------------------------------------------------------------- S1, rebuilt twice
+# ---------------------------------------------------------------- S1
 
 
-def s1_records(name="mnist", epochs=10, **readings):
-    """S1's arms as published in the old rebuilding; readings: arm -> accuracies by seed, (label-free, leaked)."""
-    records = {}
-    for seed in range(3):
-        for key, run in replicas.published(name, epochs, seed).items():
-            free, leaked = readings[key.split(":")[0]]
-            records[run] = fake(run, free[seed], leaked[seed])
-    return records
-
-
-def new_record(run, accuracy, leaked=None, cosine=None):
+def s1_record(run, accuracy):
     """A record as ``s1.execute`` makes it, without training."""
-    read = {"test_accuracy": accuracy, "cosine_accuracy": accuracy if cosine is None else cosine}
-    read["leaked_accuracy"] = accuracy if leaked is None else leaked
+    read = dict.fromkeys(("test_accuracy", "cosine_accuracy", "leaked_accuracy"), accuracy)
     metrics = read | {"train_accuracy": accuracy + 0.001, "beyond_one": 0.95, "dead": accuracy < 0.5}
     metrics |= {"factor_by_class": list(range(10)), "confusion": (np.diag(range(90, 100)) + np.eye(10, k=1)).tolist()}
     curves = {key: [value] * run.epochs for key, value in read.items()} | {"loss": [1.0] * run.epochs}
@@ -146,65 +129,59 @@ def new_record(run, accuracy, leaked=None, cosine=None):
     return json.loads(json.dumps(record))
 
 
-def new_records(plan, accuracies, seeds=3):
-    """Records of one of S1's new plans; accuracies: name -> those by seed, 0.99 where none are given."""
+def s1_records(plan, accuracies, seeds=3):
+    """Records of one of S1's plans; accuracies: name -> those by seed, 0.99 where none are given."""
     records = {}
     for seed in range(seeds):
         for name, run in s1.PLANS[plan][1](seed).items():
             if run not in records or name in accuracies:  # some pairs share a run
                 given = accuracies.get(name, [0.99 + 1e-4 * seed for seed in range(seeds)])
-                records[run] = new_record(run, given[seed])
+                records[run] = s1_record(run, given[seed])
     return records
 
 
-ARCFACE, ADALOSS = ([0.990, 0.991, 0.990], [0.978, 0.979, 0.978]), ([0.991, 0.990, 0.990], [0.9] * 3)
-
-
 def test_a_confounded_comparison_is_neither_reproduced_nor_reversed(project):
-    asked = numbers("MNIST: AdaLoss is more accurate")
-    for adaloss in (ADALOSS, ([0.985, 0.985, 0.984], [0.9] * 3), ([0.9999, 0.9998, 0.9997], [0.9] * 3)):
-        line = claims.ledger(s1_records(ArcFace=ARCFACE, AdaLoss=adaloss), asked).iloc[0]
-        assert line["verdict"] == "confounded" and line["figure"] == "" and line["provisional"] == "provisional"
+    asked, arcface = numbers("MNIST: AdaLoss is more accurate"), [0.978, 0.979, 0.978]
+    for adaloss in ([0.991, 0.990, 0.990], [0.955, 0.955, 0.954], [0.9999, 0.9998, 0.9997]):
+        records = s1_records("s1_published_mnist", {"ArcFace": arcface, "AdaLoss": adaloss})
+        line = claims.ledger(records, asked).iloc[0]
+        assert line["verdict"] == "confounded" and line["figure"] == ""
         assert "scale" in line["confounder"] and "points" in line["confounded"]
 
 
 def test_the_pair_on_one_network_decides_as_soon_as_a_seed_is_whole(project):
-    old, asked = s1_records(ArcFace=ARCFACE, AdaLoss=ADALOSS), numbers("MNIST: AdaLoss is more accurate")
+    published = s1_records("s1_published_mnist", {"ArcFace": [0.98, 0.981, 0.982]})
+    asked = numbers("MNIST: AdaLoss is more accurate")
     pair = {"AdaLoss: same scale": [0.995, 0.996, 0.994], "ArcFace: same scale": [0.990, 0.990, 0.990]}
-    new = new_records("s1_same_network_mnist", pair)
-    line = claims.ledger(old | new, asked).iloc[0]
+    pairs = s1_records("s1_same_network_mnist", pair)
+    line = claims.ledger(pairs, asked).iloc[0]
     assert line["verdict"] == "as claimed" and line["n"] == 3 and line["figure"].startswith("0.50 [")
-    assert line["confounded"].startswith("1.20 [") and line["provisional"] == "provisional"  # the size before is old
-    both = new_records("s1_published_mnist", {"ArcFace": [0.98, 0.981, 0.982]})
-    line = claims.ledger(old | new | both, asked).iloc[0]
-    assert line["provisional"] == "" and line["confounded"].startswith("0.91 [")
-    one = {run: record for run, record in new.items() if run.seed == 0}
-    line = claims.ledger(old | one, asked).iloc[0]
+    assert line["confounder"] == line["confounded"] == ""  # what is not recorded has no size
+    assert claims.ledger(pairs | published, asked).iloc[0]["confounded"].startswith("0.91 [")
+    one = {run: record for run, record in pairs.items() if run.seed == 0}
+    line = claims.ledger(published | one, asked).iloc[0]
     assert line["verdict"] == "not decided" and line["n"] == 1
     broken = dict(list(one.items())[:-1])  # a seed that is not whole counts for nothing
-    assert claims.ledger(old | broken, asked).iloc[0]["verdict"] == "confounded"
+    assert claims.ledger(published | broken, asked).iloc[0]["verdict"] == "confounded"
 
 
-def test_the_rows_of_s1_on_mnist_take_the_new_runs(project):
-    old = s1_records(ArcFace=ARCFACE, AdaLoss=ADALOSS)
-    old |= {run: fake(run, 0.99) for seed in range(3) for run in replicas.cosface("mnist", 10, seed).values()}
-    for run, record in old.items():
-        record["metrics"] |= {"train_accuracy": 0.99, "beyond_one": 0.9, "factor_by_class": list(range(10))}
-        record["metrics"]["confusion"] = (np.diag(range(90, 100)) + np.eye(10, k=1)).tolist()
-        assert isinstance(run, replicas.Replica)
-    new = new_records("s1_published_mnist", {}) | new_records("s1_same_network_mnist", {})
+def test_claims_on_runs_that_are_not_recorded_say_so(project):
+    """S1's are of two data sets, and those of one answer no claim on the other, nor on both."""
     typed = claims.claims()
-    mnist = typed["plans"].str.contains("s1_[a-z_]*mnist") & ~typed["plans"].str.contains("cifar10")
-    asked = list(typed.index[mnist])
-    assert len(asked) == 11
-    assert (claims.ledger(old, asked)["provisional"] == "provisional").sum() == 11 - 1  # one rests on a waterfall alone
-    line = claims.ledger(old | new, asked)
-    assert (line["provisional"] == "").all() and (line["verdict"] != "confounded").all()
+    of_s1 = typed["plans"].str.contains("s1_")
+    records = s1_records("s1_published_mnist", {}) | s1_records("s1_same_network_mnist", {})
+    table = claims.ledger(records, list(typed.index[of_s1]))
+    mnist = ~typed.loc[of_s1, "plans"].str.contains("cifar10")
+    assert mnist.sum() == 11 and (~mnist).sum() == 11
+    assert (table.loc[mnist, "figure"] != "").all() and (table.loc[mnist, "verdict"] != "confounded").all()
+    without = table[~mnist]
+    assert (without["setting"] == "no runs recorded").all() and (without["verdict"] == claims.OPEN).all()
+    assert (without[["figure", "confounded"]] == "").all(axis=None)
 
 
 def test_stalled_runs_are_counted(project):
     dead = {"ArcFace": [0.098, 0.989, 0.990]}
-    found = new_records("s1_published_mnist", dead)
+    found = s1_records("s1_published_mnist", dead)
     table = claims.ledger(
         found, numbers("MNIST: 97.86 % says", "MNIST: AdaLoss reaches 99.11 %", "start from the same cosine")
     )
@@ -215,11 +192,18 @@ def test_stalled_runs_are_counted(project):
         "stalled"
     )  # what a dead network multiplies, it multiplies
     pair = {"ArcFace: same scale": [0.1, 0.99, 0.99], "AdaLoss: same scale": [0.99, 0.99, 0.991]}
-    line = claims.ledger(new_records("s1_same_network_mnist", pair), numbers("MNIST: AdaLoss is more accurate")).iloc[0]
+    line = claims.ledger(s1_records("s1_same_network_mnist", pair), numbers("MNIST: AdaLoss is more accurate")).iloc[0]
     assert (
         line["verdict"] == "stalled: AdaLoss 0 of 3, ArcFace 1 of 3"
         and line["figure"] == "the others 0.00 to 0.10 points"
     )
+
+
+def test_stalled_runs_of_one_loss_are_told_apart(project):
+    starts = {"ArcFace: same scale": [0.1, 0.99, 0.99], "ArcFace: same network and rate": [0.99] * 3}
+    asked = numbers("MNIST: ArcFace is sensitive to the scale s")
+    line = claims.ledger(s1_records("s1_same_network_mnist", starts), asked).iloc[0]
+    assert line["verdict"] == "stalled: same scale 1 of 3, same network and rate 0 of 3"
 
 
 def test_one_stalled_pair_of_many_is_left_out():
@@ -272,16 +256,19 @@ def changing(record):
 
 
 def test_runs_that_still_change_decide_nothing(project):
-    every = {run: fake(run) for seed in range(3) for run in replicas.waterfall("cifar10", 10, seed).values()}
-    for run, record in every.items():
-        record["metrics"]["test_accuracy"] += 0.001 * run.seed * (run.loss == "ArcFace") - 0.1 * (run.loss == "AdaLoss")
-    asked = numbers("CIFAR-10: AdaLoss is more accurate", "CIFAR-10: AdaLoss reaches 68")
-    line = row_of(claims.ledger(every, asked), "more accurate")
-    assert line["setting"] == "10 epochs, not 20: settled" and line["verdict"] == "opposite"
-    table = claims.ledger({run: changing(record) for run, record in every.items()}, asked)
-    line, accuracy = row_of(table, "more accurate"), row_of(table, "reaches 68")
-    assert line["setting"] == "10 epochs, not 20" and line["figure"] and line["verdict"] == claims.OPEN
-    assert accuracy["setting"] == "no runs recorded" and accuracy["verdict"] == claims.OPEN
+    search = {run: fake(run) for run in replicas.search().values()}
+    every = {
+        run: fake(run, 0.9 + 0.001 * run.seed * (run.loss == "ArcFace") - 0.1 * (run.loss == "ArcFace"))
+        for seed in range(3)
+        for run in replicas.s3_group("cifar10", 10, seed, search).values()
+    }
+    asked = numbers("CIFAR-10: ArcFace is more accurate than cross-entropy", "CIFAR-10: ArcFace reaches about 88")
+    line = row_of(claims.ledger(search | every, asked), "more accurate")
+    assert line["setting"] == "10 epochs, not 30: settled" and line["verdict"] == "opposite"
+    table = claims.ledger(search | {run: changing(record) for run, record in every.items()}, asked)
+    for text in ("more accurate", "about 88"):
+        line = row_of(table, text)
+        assert line["setting"] == "10 epochs, not 30" and line["figure"] and line["verdict"] == claims.OPEN
 
 
 def test_settled_curves_count_in_full():
@@ -360,7 +347,7 @@ def test_geometry_needs_no_records(project):
     assert row_of(table, "missing values")["verdict"] == "as claimed"
     open_rows = table[table["verdict"] == claims.OPEN]
     assert set(", ".join(open_rows["source"]).split(", ")) == {"S1", "S2", "S3", "S4", "S5"}
-    assert (open_rows["figure"] == "").all() and (table["provisional"] == "").all()
+    assert (open_rows["figure"] == "").all()
 
 
 def test_every_verdict_is_counted_once_per_source(project):
@@ -379,7 +366,7 @@ def test_controlled_study_answers_claims(project, monkeypatch):
     frame = frame.assign(epochs=4, seconds=1.0, history=[{} for _ in rows])
     number = numbers("MNIST: a tuned adaptive mechanism")
     assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
-    assert "not testable here" in claims.printed(number)
+    assert claims.printed(number).endswith(": no runs recorded\n  not testable here")
     assert [study.name for study in claims.needed(number)] == ["final_mnist"]
     monkeypatch.setattr(evidence.controlled, "finished", lambda name: frame)
     line = claims.ledger({}, number).iloc[0]
@@ -419,11 +406,11 @@ def test_a_claim_needs_what_is_not_recorded(project, monkeypatch):
     first, m = numbers("MNIST: AdaLoss is more accurate", "ArcFace is sensitive to the margin m")
     assert [study.name for study in claims.needed([first])] == ["s1_same_network_mnist"]
     assert [study.name for study in claims.needed([first, m])] == ["s1_same_network_mnist", "s5_grid"]
-    found = {run: fake(run) for run in replicas.REPLICAS["s1_mnist"].planned()}
+    found = s1_records("s1_published_mnist", {})
     monkeypatch.setattr(evidence, "read", lambda: found)
     assert claims.needed([first]) == []
     monkeypatch.setenv("RETRAIN", "1")
-    assert [study.name for study in claims.needed([first])] == ["s1_mnist"]
+    assert [study.name for study in claims.needed([first])] == ["s1_published_mnist"]
     assert all(isinstance(study, Study) for study in claims.needed([first, m]))
 
 

@@ -455,9 +455,7 @@ STUDIES = {
             ("cifar10", "AdaLoss", True),
         )
     },
-    "replicas, S1, ArcFace": lambda: (replicas, replicas.s1("mnist", "ArcFace", 1, 0)),
-    "replicas, S1, AdaLoss": lambda: (replicas, replicas.s1("mnist", "AdaLoss", 1, 0, margin_warmup=1.0)),
-    "replicas, S3, Softmax": lambda: (replicas, replicas.s3("cifar10", "Softmax", 1, 0, 0.01, fp32=True)),
+    "replicas, S3, Softmax": lambda: (replicas, replicas.s3("cifar10", "Softmax", 1, 0, 0.01)),
     "replicas, S3, ArcFace": lambda: (replicas, replicas.s3("mnist", "ArcFace", 1, 0, 0.01, imbalance=5.0)),
     "replicas, S3, Triplet": lambda: (replicas, replicas.s3("mnist", "Triplet", 1, 0, 0.01, evaluated="val")),
     "replicas, S5": lambda: (replicas, replicas.s5("ArcFace", 1, 0, m3=0.2, embedding_dim=3)),
@@ -501,7 +499,8 @@ def characters(tmp_path_factory):
 
 @pytest.mark.parametrize("run", [
     omniglot.default("Triplet", trial=True), omniglot.default("AdaLoss", constants=search.FREE),
-    omniglot.default("Softmax", classes=6, drawings=4), one_shot.arm("quarter turns", 0, network="TinyAirNet"),
+    omniglot.default("Softmax", classes=6, drawings=4),
+    one_shot.arm(one_shot.ARMS["quarter turns"], 0, network="TinyAirNet"),
 ], ids=["trial", "final", "fewer characters", "one-shot recipe"])  # fmt: skip
 def test_a_run_on_characters_never_seen(run, device, characters, monkeypatch):
     root, known = characters
