@@ -41,9 +41,10 @@ class Played:
     """A run of one's own; as the last expression of a cell it shows itself.
 
     given, defaults: what the caller chose, and what was taken in its absence. history: as of ``lib.train.fit``.
-    accuracy, angles: of the validation images, as ``lib.metrics`` has them. theta: angles (degrees) of their embeddings
-    to the mean direction of the own class (N,) and to the nearest other one (N,). recorded: the runs of this setting in
-    results/, by row, with head, constants and val_accuracy; may be none. model: what was trained.
+    accuracy, angles: of all validation images, as ``lib.metrics`` has them; the history has the first, ``watched``.
+    theta: angles (degrees) of their embeddings to the mean direction of the own class (N,) and to the nearest other one
+    (N,). recorded: the runs of this setting in results/, by row, with head, constants and val_accuracy; may be none.
+    model: what was trained.
     """
 
     loss: str
@@ -57,6 +58,11 @@ class Played:
     theta: tuple[np.ndarray, np.ndarray]
     recorded: pd.DataFrame
     model: models.Classifier = field(repr=False)
+
+    @property
+    def watched(self) -> int:
+        """How many validation images the history is of."""
+        return min(margin_maps.WATCHED, self.images)
 
     def lines(self) -> list[str]:
         """What is to be said, a sentence each."""
@@ -80,7 +86,8 @@ class Played:
         """Accuracy by epoch, angles, and the place among the recorded runs."""
         fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), layout="constrained")
         epochs = np.arange(1, len(self.history["loss"]) + 1)
-        for key, style, label in (("train_accuracy", "--", "training"), ("val_accuracy", "-", "validation")):
+        watched = "validation" if self.watched == self.images else f"first {self.watched} of validation"
+        for key, style, label in (("train_accuracy", "--", "training"), ("val_accuracy", "-", watched)):
             axes[0].plot(epochs, 100 * np.array(self.history[key]), style, color="black", label=label)
         axes[0].set(xlabel="epoch", ylabel="accuracy (%)", title="(a) accuracy")
         axes[0].legend(fontsize=8)
@@ -106,8 +113,9 @@ class Played:
         plt.close(fig)
         png, lines = base64.b64encode(file.getvalue()).decode(), self.lines()
         alt = (
-            f"Accuracy of {self.loss} by epoch, ending at {100 * self.accuracy:.1f} %; angles to the own class and to "
-            f"the nearest other one; a star for this run beside {len(self.recorded)} recorded ones."
+            f"Accuracy of {self.loss} by epoch, on the training images and on {self.watched} validation images, there "
+            f"ending at {100 * self.history['val_accuracy'][-1]:.1f} %; angles to the own class and to the nearest "
+            f"other one; a star for this run, at {100 * self.accuracy:.1f} %, beside {len(self.recorded)} recorded."
         )
         text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
         image = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}" style="width:840px;max-width:100%">'

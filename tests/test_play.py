@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -65,6 +66,22 @@ def test_it_shows_itself_with_an_alternative_text(project):
     bundle = train("Softmax", "digits", **TINY)._repr_mimebundle_()
     assert re.search(r'<img alt="Accuracy of Softmax [^"]+"', bundle["text/html"]) and bundle["image/png"]
     assert "No run is recorded in this setting" in bundle["text/plain"]
+
+
+def test_the_curve_by_epoch_says_which_images_it_is_of(project, monkeypatch):
+    run = train("Softmax", "digits", **TINY)
+    few, last = margin_maps.WATCHED, 100 * run.history["val_accuracy"][-1]
+    assert few < run.images
+
+    def said():
+        fig = run.draw()
+        plt.close(fig)
+        return run._repr_mimebundle_()["text/plain"], fig.axes[0].get_legend().get_texts()[1].get_text()
+
+    alt, label = said()
+    assert f"on {few} validation images, there ending at {last:.1f} %" in alt and label == f"first {few} of validation"
+    monkeypatch.setattr(margin_maps, "WATCHED", run.images)
+    assert said()[1] == "validation"
 
 
 def test_the_default_settings_have_recorded_runs():
