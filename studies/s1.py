@@ -49,9 +49,9 @@ class Arm:
     """Everything that decides the result of a run; dot_product to unit_norms are defects, True as published.
 
     loss: ArcFace or AdaLoss. m: radians on the angle, a plain number on the cosine. train_size: the first training
-    images only, 0 for all. fp32: False for convolutions in bf16 (``Bf16Conv2d``). dot_product and cosine_margin are
-    ArcFace's alone, unit_norms is AdaLoss's. margin_warmup: epochs in which the margin grows from 0 to m; S1 has none.
-    The two defects of the reading need no field, for every run is read in all ways (``readings``).
+    images only, 0 for all. dot_product and cosine_margin are ArcFace's alone, unit_norms is AdaLoss's. margin_warmup:
+    epochs in which the margin grows from 0 to m; S1 has none. The two defects of the reading need no field, for every
+    run is read in all ways (``readings``).
     """
 
     data: str
@@ -64,7 +64,6 @@ class Arm:
     batch_size: int = 64
     train_size: int = 0
     seed: int = 0
-    fp32: bool = True
     dot_product: bool = False  # defect 1: clamped dot products in place of cosines
     cosine_margin: bool = False  # defect 2: CosFace's margin under ArcFace's name
     frozen_centres: bool = False  # defect 3: class centres outside the optimizer
@@ -101,28 +100,12 @@ def published(data: str, loss: str, seed: int = 0, **changes) -> Arm:
 # ---------------------------------------------------------------- network and loss
 
 
-class Bf16Conv2d(nn.Conv2d):
-    """A convolution in bf16, its result in fp32. Where the hardware has no bf16, whose emulation takes ten times as
-    long as fp32, it is one in fp32 between rounded tensors: the same products, added up in another order."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if device.has_bf16(images.device):
-            with torch.autocast(images.device.type, torch.bfloat16):
-                return super().forward(images).float()
-        return _rounded(F.conv2d(_rounded(images), _rounded(self.weight), _rounded(self.bias), padding=self.padding))
-
-
-def _rounded(x: Tensor) -> Tensor:
-    """fp32 x rounded to bf16; on the way back its gradient is."""
-    return x.bfloat16().float()
-
-
 class Model(nn.Module):
     """Convolutions, embedding layers and class centres W (C, 128); made in the order of S1's code, network first."""
 
     def __init__(self, run: Arm, shape, num_classes: int):
         super().__init__()
-        self.body, self.embedding = network(shape, run.fp32, **NETWORKS[run.network])
+        self.body, self.embedding = network(shape, **NETWORKS[run.network])
         self.unit = "hidden" in NETWORKS[run.network] and (run.unit_norms or run.loss == "ArcFace")
         self.W = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, DIM)))
 
@@ -132,11 +115,11 @@ class Model(nn.Module):
         return F.normalize(x) if self.unit else x
 
 
-def network(shape, fp32: bool, widths, pooled, hidden=0):
+def network(shape, widths, pooled, hidden=0):
     """Convolutions and embedding layers of ``NETWORKS`` for images of this shape (channels, H, W)."""
     layers, (width_in, *side) = [], shape
     for i, width in enumerate(widths):
-        layers += [(nn.Conv2d if fp32 else Bf16Conv2d)(width_in, width, 3, padding=1)]
+        layers += [nn.Conv2d(width_in, width, 3, padding=1)]
         layers += [nn.MaxPool2d(2)] * (i in pooled) + [nn.ReLU()]
         width_in = width
     features = width_in * math.prod(length // 2 ** len(pooled) for length in side)
@@ -272,7 +255,7 @@ def execute(run: Arm, progress: bool = False) -> tuple[Model, dict]:
     if factors:
         measured |= records.attempt(lambda: quality_statistics(factors, run.epochs))
     record = records.record(run, measured, history, on, seconds)
-    record["dtype"] = "fp32" if run.fp32 else "bf16 convolutions, fp32 behind them"
+    record["dtype"] = "fp32"
     return model, record
 
 
@@ -375,13 +358,6 @@ def both(data: str, seed: int) -> dict[str, Arm]:
     return {loss: published(data, loss, seed) for loss in LOSSES}
 
 
-def in_bf16(seed: int) -> dict[str, Arm]:
-    """The four arms as published, but for convolutions in bf16: "mnist ArcFace" and so on."""
-    return {
-        f"{data} {loss}": published(data, loss, seed, fp32=False) for data in ("mnist", "cifar10") for loss in LOSSES
-    }
-
-
 # per study: its question, the runs of a seed by name, the number of seeds
 PLANS = {}
 for _data, _title in NAMES.items():
@@ -394,7 +370,6 @@ for _data, _title in NAMES.items():
             f"S1 on {_title}, one defect after the other removed", functools.partial(waterfall, _data), 3,
         ),
     }  # fmt: skip
-PLANS["s1_precision"] = ("S1's arms with convolutions in bf16", in_bf16, 3)
 
 
 def plan(name: str, full: bool = False) -> list[Arm]:

@@ -107,11 +107,11 @@ def test_hours_are_those_of_the_same_data_set_and_as_many_epochs(monkeypatch):
 def test_hours_of_another_data_set_in_the_same_file_count_for_none(project, capsys):
     (project / "results").mkdir()
     runs_of_mnist = [line for line in (ROOT / "results" / "s1.jsonl").read_text().splitlines() if '"mnist"' in line]
-    (project / "results" / "s1.jsonl").write_text("\n".join(runs_of_mnist) + "\n")
+    (project / "results" / "s1.jsonl").write_text("\n".join(runs_of_mnist[:-5]) + "\n")  # some are left to train
     studies(["--list"])
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert re.search(r" \d+\.\d  S1", rows["s1_waterfall_mnist"])
-    for name in ("s1_published_cifar10", "s1_same_network_cifar10", "s1_waterfall_cifar10", "s1_precision"):
+    for name in ("s1_published_cifar10", "s1_same_network_cifar10", "s1_waterfall_cifar10"):
         assert " unknown " in rows[name]
 
 

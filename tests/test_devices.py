@@ -444,16 +444,9 @@ STUDIES = {
     "margin maps, all classes": lambda: (margin_maps, margin_maps.Run("mnist", "CombinedMargin", **TINY)),
     "margin maps, seven classes": lambda: (margin_maps, margin_maps.Run("mnist", "CosFace", **TINY, known=7)),
     **{
-        f"S1, {data} {loss}, {'fp32' if fp32 else 'bf16 convolutions'}": lambda data=data, loss=loss, fp32=fp32: (
-            s1,
-            s1.published(data, loss, fp32=fp32, epochs=1),
-        )
-        for data, loss, fp32 in (
-            ("mnist", "ArcFace", True),
-            ("cifar10", "ArcFace", False),
-            ("mnist", "AdaLoss", False),
-            ("cifar10", "AdaLoss", True),
-        )
+        f"S1, {data} {loss}": lambda data=data, loss=loss: (s1, s1.published(data, loss, epochs=1))
+        for data in s1.NAMES
+        for loss in s1.LOSSES
     },
     "replicas, S3, Softmax": lambda: (replicas, replicas.s3("cifar10", "Softmax", 1, 0, 0.01)),
     "replicas, S3, ArcFace": lambda: (replicas, replicas.s3("mnist", "ArcFace", 1, 0, 0.01, imbalance=5.0)),

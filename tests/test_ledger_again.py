@@ -51,7 +51,7 @@ def pick(file, **wanted):
 def s1(data, loss, step):
     """An arm of S1; step: "" as published."""
     arc = loss == "ArcFace"
-    wanted = {"data": data, "loss": loss, "fp32": True, "frozen_centres": True, "train_size": 0, "margin_warmup": 0.0}
+    wanted = {"data": data, "loss": loss, "frozen_centres": True, "train_size": 0, "margin_warmup": 0.0}
     wanted |= {"m": 0.4 if not arc or step == "same margin, normalised" else 0.5, "unit_norms": not arc}
     wanted["dot_product"] = arc and step != "same margin, normalised"
     if step:

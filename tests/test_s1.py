@@ -63,9 +63,7 @@ def test_the_constants_are_those_of_the_source():
         ("cifar10", "ArcFace"): (10, 0.5, 1e-4, 20, "ArcFace CIFAR-10"),
         ("cifar10", "AdaLoss"): (64, 0.4, 1e-3, 20, "AdaLoss"),
     }
-    assert all(
-        run.batch_size == 64 and run.fp32 and not run.train_size and not run.margin_warmup for run in ARMS.values()
-    )
+    assert all(run.batch_size == 64 and not run.train_size and not run.margin_warmup for run in ARMS.values())
 
 
 def by_hand(run, x, W, y):
@@ -341,29 +339,6 @@ def test_the_margin_grows_in_the_first_epochs(generated, monkeypatch):
     assert shares[:8] == pytest.approx([i / 12 for i in range(8)]) and 1.0 in shares and max(shares) == 1.0
 
 
-def test_bf16_convolutions_without_hardware():
-    torch.manual_seed(0)
-    ours = s1.Bf16Conv2d(32, 64, 3, padding=1)
-    images = torch.randn(8, 32, 14, 14, requires_grad=True)
-    values = ours(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        emulated = F.conv2d(images, ours.weight, ours.bias, padding=1).float()
-    assert values.dtype == torch.float32 and (values == emulated).float().mean() > 0.999  # sums come in another order
-    exact = F.conv2d(images, ours.weight, ours.bias, padding=1)
-    inputs = [images, ours.weight, ours.bias]
-    rounded, plain = (torch.autograd.grad(v.square().mean(), inputs) for v in (values, exact))
-    for a, b in zip(rounded, plain, strict=True):
-        assert torch.equal(a, a.bfloat16().float()) and 1e-3 < (a - b).norm() / b.norm() < 5e-3
-
-
-def test_only_the_convolutions_are_in_bf16():
-    fp32, bf16 = (example(without(ADALOSS, fp32=fp32))[0] for fp32 in (True, False))
-    assert all(map(torch.equal, fp32.parameters(), bf16.parameters()))  # one start
-    kinds = [type(m) for m in bf16.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    assert kinds == [s1.Bf16Conv2d] * 2 + [torch.nn.Linear] * 2
-    assert not any(isinstance(m, s1.Bf16Conv2d) for m in fp32.modules())
-
-
 # ---------------------------------------------------------------- the studies
 
 
@@ -407,7 +382,7 @@ def test_nothing_is_planned_twice_and_seeds_come_first():
     plans = {study.name: study.planned() for study in s1.STUDIES}
     assert {name: max(run.seed for run in plan) + 1 for name, plan in plans.items()} == {
         "s1_published_mnist": 5, "s1_same_network_mnist": 5, "s1_waterfall_mnist": 3,
-        "s1_published_cifar10": 5, "s1_same_network_cifar10": 5, "s1_waterfall_cifar10": 3, "s1_precision": 3,
+        "s1_published_cifar10": 5, "s1_same_network_cifar10": 5, "s1_waterfall_cifar10": 3,
     }  # fmt: skip
     for study in s1.STUDIES:
         seeds = [run.seed for run in study.planned()]
@@ -418,9 +393,7 @@ def test_nothing_is_planned_twice_and_seeds_come_first():
         assert shared <= steps
         pairs = {run for run in plans[f"s1_same_network_{data}"] if run.seed < 3}
         assert len(pairs - steps) == 3 * (2 if data == "cifar10" else 1)
-    assert len(set().union(*plans.values())) == 116
-    twins = {without(run, fp32=True) for run in plans["s1_precision"]}
-    assert twins <= set(plans["s1_published_mnist"] + plans["s1_published_cifar10"]) and len(twins) == 12
+    assert len(set().union(*plans.values())) == 104
 
 
 def test_gaps_change_only_the_reading_first():
@@ -461,7 +434,7 @@ def test_smoke_runs_are_small(monkeypatch):
         ({"epochs": 0}, "epochs must be a whole number from 1"),
         ({"batch_size": 1}, "batch_size must be a whole number from 2"),
         ({"seed": -1}, "seed must be a whole number from 0"),
-        ({"fp32": 1}, "fp32 must be of type bool"),
+        ({"dot_product": 1}, "dot_product must be of type bool"),
         ({"m": 28.6, "cosine_margin": False}, "ArcFace: m must be .* in radians: 28.6 degrees are 0.499"),
         ({"data": "omniglot"}, "unknown data 'omniglot': choose one of mnist"),
     ],
