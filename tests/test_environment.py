@@ -76,6 +76,11 @@ def test_each_part_imports_what_its_groups_hold():
     assert imported("lib/heads") <= {"torch", "pytorch_metric_learning"}
 
 
+def test_beside_jupyter_the_heads_break_nothing():
+    # nbconvert loads the exporters that all packages declare, and stops where one lacks what it imports
+    assert "entry-points" not in PROJECT["project"]
+
+
 def test_no_bar_and_no_figure_asks_for_widgets():
     # without ipywidgets tqdm.auto and tqdm.notebook warn in every notebook
     assert not [package for package in LOCK["package"] if "widgets" in package["name"]]
