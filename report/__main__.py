@@ -12,7 +12,6 @@ if not (3, 10) <= sys.version_info < (3, 15):  # for a newer one the locked pack
 import argparse
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from lib import paths
@@ -129,7 +128,7 @@ def clean() -> None:
 
 def _call(module: str, *arguments: str) -> None:
     """Run a module here; it has said itself what went wrong."""
-    code = subprocess.run([sys.executable, "-m", module, *arguments], cwd=paths.PROJECT).returncode
+    code = machine.call([sys.executable, "-m", module, *arguments], cwd=paths.PROJECT)
     if code:
         sys.exit(code)
 
@@ -167,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    machine.any_letter()
     known = parser()
     options, others = known.parse_known_args(arguments)
     options = vars(options)

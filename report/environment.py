@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 from lib import paths
+from report import machine
 
 # pyproject.toml's groups, with the modules that their packages are imported as
 GROUPS = {
@@ -53,7 +54,7 @@ def enter(groups: set[str]) -> None:
         if os.name == "posix":
             sys.stdout.flush()
             os.execv(again[0], again)  # signals reach the command itself
-        sys.exit(subprocess.run(again).returncode)
+        sys.exit(machine.call(again))
 
 
 def active() -> bool:

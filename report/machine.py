@@ -1,9 +1,10 @@
-"""What a command needs of the machine: a home that can be written; and what is said where memory or space has run out.
-Standard library only."""
+"""What a command needs of the machine: a home that can be written, and output that takes every letter; and what is said
+where memory or space has run out. Standard library only."""
 
 import errno
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,13 @@ NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded", re.I)
 MORE = "close other programs, or use a machine with more memory"
 
 
+def any_letter() -> None:
+    """Print a question mark for a letter that the output lacks: on Windows a file or pipe has those of one language."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def home() -> None:
     """Give the tools a home. Jupyter, matplotlib and uv keep settings and caches there, and stop where it is missing or
     cannot be written: then it is a folder for temporary files, which is said once."""
@@ -24,6 +32,18 @@ def home() -> None:
     os.environ["USERPROFILE" if os.name == "nt" else "HOME"] = str(_own_folder())
     known = "there is no home folder" if there == "~" or not os.path.isdir(there) else f"{there} cannot be written"
     print(f"{known}: the settings and caches of the tools go to {os.path.expanduser('~')}", file=sys.stderr)
+
+
+def call(command: list[str], **options) -> int:
+    """Run a program and return its exit status. At Ctrl-C, which it gets too, it ends in its own way: JupyterLab asks
+    first, a training records what has finished. subprocess.run would kill it a quarter of a second later."""
+    with subprocess.Popen(command, **options) as process:
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code  # as a shell says which signal it was
+            except KeyboardInterrupt:
+                pass
 
 
 def _own_folder() -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lib import paths
-from report import build, freshness
+from report import build, colab, freshness
 
 # folders whose files go into the zip, and what else somebody needs to run them
 CODE = ("lib", "lib/heads", "lib/sets", "studies", "course", "benchmarks", "report", "report/layout", "report/site")
@@ -67,7 +67,7 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     ]:
         nb = read(path)
         script = PythonExporter(exclude_input_prompt=True).from_notebook_node(nb)[0]
-        files[f"{path.parent.name}/{path.stem}.py"] = script.encode()
+        files[f"{path.parent.name}/{path.stem}.py"] = for_a_terminal(script).encode()
         missing += [f"{p.parent.name}/{p.name}" for p in freshness.figures(nb) if not p.exists()]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: run `make report`")
@@ -79,6 +79,14 @@ def submission(lastname: str, firstname: str, id: str) -> Path:
     target = paths.folder(f"{stem}.zip")
     paths.write(target, _zip(files))
     return target
+
+
+def for_a_terminal(script: str) -> str:
+    """The script of a notebook, whose figures and sentences are shown by their text from the set-up cell on."""
+    found_lib = colab.CELL.read_text(encoding="utf-8").splitlines()[-1]
+    return script.replace(
+        f"{found_lib}\n", f"{found_lib}\n\nfrom report import as_script  # shows text in a terminal\n", 1
+    )
 
 
 def readme_of_the_zip(readme: str, stem: str, files: Collection[str]) -> str:

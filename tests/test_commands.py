@@ -1,5 +1,6 @@
 """What is typed at a prompt: python -m studies, report, lib and the benchmarks, and make."""
 
+import os
 import re
 import runpy
 import shutil
@@ -288,6 +289,14 @@ def test_make_refuses_an_unknown_profile_and_a_missing_name():
         assert wrong.returncode and not wrong.stdout
         said = [line for line in wrong.stderr.splitlines() if not re.match(r"make(\[\d+\])?: \*\*\*", line)]
         assert len(said) == 1 and said[0].startswith(f"error: {message}")
+
+
+def test_a_name_in_letters_that_the_output_lacks():
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}  # as Windows gives it to a file or pipe
+    command = [sys.executable, "-m", "report", "check_name", "Łukasiewicz", "Jan", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "?ukasiewicz_Jan_1_Project1.zip is the name\n"
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.8", "3.9"])

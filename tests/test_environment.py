@@ -76,6 +76,11 @@ def test_each_part_imports_what_its_groups_hold():
     assert imported("lib/heads") <= {"torch", "pytorch_metric_learning"}
 
 
+def test_beside_jupyter_the_heads_break_nothing():
+    # nbconvert loads the exporters that all packages declare, and stops where one lacks what it imports
+    assert "entry-points" not in PROJECT["project"]
+
+
 def test_no_bar_and_no_figure_asks_for_widgets():
     # without ipywidgets tqdm.auto and tqdm.notebook warn in every notebook
     assert not [package for package in LOCK["package"] if "widgets" in package["name"]]
@@ -150,51 +155,106 @@ def test_the_same_pythons_are_named_everywhere():
         assert f"{first} to {last}" in text and f"Python {first} or newer" not in text
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("system", ["win_amd64", "macosx_14_0_arm64", "manylinux x86_64", "manylinux aarch64"])
-def test_the_lock_has_wheels(python, system):
-    """Of the packages that are not pure Python, one that fits; by their names alone."""
-    from packaging.markers import Marker
-    from packaging.utils import parse_wheel_filename
-
-    first, _, machine = system.partition(" ")
+def surroundings(python, system):
+    """What the markers of requirements ask for. system is the beginning of a wheel's tag, and where that is not enough
+    the machine."""
     darwin, windows = system.startswith("mac"), system.startswith("win")
-    machine = machine or ("arm64" if darwin else "AMD64")
-    surroundings = {
-        "python_version": python, "python_full_version": f"{python}.1", "implementation_name": "cpython",
+    machine = system.partition(" ")[2] or re.sub(r"macosx_\d+_\d+_", "", system).replace("win_amd64", "AMD64")
+    return {
+        "python_version": python, "python_full_version": f"{python}.9", "implementation_name": "cpython",
         "platform_python_implementation": "CPython", "os_name": "nt" if windows else "posix",
         "sys_platform": "win32" if windows else "darwin" if darwin else "linux", "platform_machine": machine,
         "platform_system": "Windows" if windows else "Darwin" if darwin else "Linux", "extra": "",
     }  # fmt: skip
-    minor, without = int(python.split(".")[1]), []
+
+
+def holds(requirement, there):
+    from packaging.markers import Marker
+
+    marker = requirement.partition(";")[2].strip()
+    return not marker or Marker(marker).evaluate(there)
+
+
+def pins(there):
+    """The versions that pip gets there."""
+    lines = [line for line in REQUIREMENTS if holds(line, there)]
+    return {name(line): line.partition(";")[0].strip().partition("==")[2] for line in lines}
+
+
+def installed(groups, there):
+    """The names of all packages of the lock that these groups need there."""
+
+    def chosen(package):  # where there are several versions, each says for which Python it is
+        marked = package.get("resolution-markers")
+        return not marked or any(holds(f";{marker}", there) for marker in marked)
+
+    found = set()
+    queue = [(name(one), ()) for group in groups for one in GROUPS[group] if holds(one, there)]
+    queue += [("torch", ())] * ("study" in groups)
+    while queue:
+        found.add(one := queue.pop())
+        package, extras = one
+        locked = next(p for p in LOCK["package"] if p["name"] == package and chosen(p))
+        needed = [*locked.get("dependencies", ())]
+        needed += [entry for extra in extras for entry in locked["optional-dependencies"][extra]]
+        needed = [entry for entry in needed if holds(f";{entry.get('marker', '')}", there)]
+        queue += [pair for e in needed if (pair := (e["name"], tuple(e.get("extra", ())))) not in found]
+    return {package for package, _ in found}
+
+
+def without_wheels(packages, python, system):
+    """Those that are not pure Python and have no wheel that fits there; by the names of the wheels alone."""
+    from packaging.utils import parse_wheel_filename
+
+    minor, (first, _, machine) = int(python.split(".")[1]), system.partition(" ")
 
     def fits(tag):
         interpreter = tag.interpreter in ("py3", "py2.py3", f"cp3{minor}") or (
             tag.abi == "abi3" and int(tag.interpreter[3:] or 0) <= minor
         )
-        abi = tag.abi in ("none", "abi3", f"cp3{minor}")
-        if tag.platform == "any":
-            return interpreter and abi
-        if darwin:
-            version = re.match(r"macosx_(\d+)_\d+_(arm64|universal2)$", tag.platform)
-            return interpreter and abi and bool(version) and int(version[1]) <= 14
-        if windows:
-            return interpreter and abi and tag.platform == "win_amd64"
-        return interpreter and abi and tag.platform.startswith(first) and tag.platform.endswith(f"_{machine}")
+        if not (interpreter and tag.abi in ("none", "abi3", f"cp3{minor}")):
+            return False
+        if tag.platform == "any" or not (mac := re.match(r"macosx_(\d+)_\d+_(.+)", system)):
+            return tag.platform == "any" or (tag.platform.startswith(first) and tag.platform.endswith(machine))
+        version = re.match(rf"macosx_(\d+)_\d+_({mac[2]}|universal2)$", tag.platform)
+        return bool(version) and int(version[1]) <= int(mac[1])
 
-    pins = {}
-    for line in REQUIREMENTS:
-        pin, _, marker = line.partition(";")
-        if not marker or Marker(marker.strip()).evaluate(surroundings):
-            pins[name(pin)] = pin.strip().partition("==")[2]
-    assert "torch" in pins and "jupyterlab" in pins
     wheels = {(package["name"], package.get("version")): package.get("wheels", ()) for package in LOCK["package"]}
-    for package, version in pins.items():
-        files = [wheel["url"].rsplit("/", 1)[1] for wheel in wheels[package, version]]
-        tags = [tag for file in files for tag in parse_wheel_filename(file)[3]]
-        if not any(fits(tag) for tag in tags):
+    pinned, without = pins(surroundings(python, system)), []
+    for package in packages:
+        files = [wheel["url"].rsplit("/", 1)[1] for wheel in wheels[package, pinned[package]]]
+        if not any(fits(tag) for file in files for tag in parse_wheel_filename(file)[3]):
             without.append(package)
-    assert not without
+    return without
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("system", ["win_amd64", "macosx_14_0_arm64", "manylinux x86_64", "manylinux aarch64"])
+def test_the_lock_has_wheels(python, system):
+    there = pins(surroundings(python, system))
+    assert "torch" in there and "jupyterlab" in there
+    assert without_wheels(there, python, system) == []
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_a_mac_with_an_intel_processor_makes_the_pdf_and_the_zip(python):
+    system = "macosx_13_0_x86_64"
+    there = installed({"report"}, surroundings(python, system))
+    assert "typst" in there and "torch" not in there
+    assert without_wheels(there, python, system) == [] and "macOS 13" in README
+    assert "torch" in without_wheels(["torch"], python, system)
+
+
+def test_readme_counts_the_packages_of_the_lock():
+    there = surroundings("3.11", "manylinux x86_64")
+    lab = installed({"study", "report", "notebooks"}, there)
+    counted = {
+        "the PDF": installed({"report"}, there), "the first notebook open": lab,
+        "the same with PyTorch's CPU build": {one for one in lab if not one.startswith(CUDA)},
+        "all tests passed": installed(GROUPS, there), "every notebook executed": lab,
+    }  # fmt: skip
+    for row, packages in counted.items():
+        assert re.search(rf"^\| {row}[^|]*\| (\d+) \|", README, re.M)[1] == str(len(packages)), row
 
 
 # ---------------------------------------------------------------- which environment

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +118,31 @@ def test_what_is_up_to_date_needs_nothing_written(project, monkeypatch):
     monkeypatch.setattr(build, "pdfs", lambda: None)
     monkeypatch.setattr(build, "_restamp", lambda notebooks: None)
     assert build.build() == ["nothing was out of date"] and not any(project.iterdir())
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+PROGRAM = """
+import signal, sys, time
+def end(*_):
+    time.sleep(1)
+    sys.exit(print("saved") or 3)
+signal.signal(signal.SIGINT, end)
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups as a terminal's there")
+def test_at_ctrl_c_a_program_ends_in_its_own_way():
+    code = f"import sys; from report import machine; sys.exit(machine.call([sys.executable, '-c', {PROGRAM!r}]))"
+    command = [sys.executable, "-c", code]
+    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=driver.paths.PROJECT, **options) as started:
+        assert started.stdout.readline() == "ready\n"
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.communicate(timeout=100)[0] == "saved\n" and started.returncode == 3
+
+
+def test_what_a_signal_ends_has_the_status_of_a_shell():
+    assert machine.call([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"]) in (143, 15)

@@ -578,4 +578,5 @@ def test_what_is_handed_in_runs_elsewhere(tmp_path, monkeypatch):
     parts = script.split("\n# ## ")  # its first sections: all of it takes a minute
     (home / "notebooks" / "02_begin.py").write_text("\n# ## ".join(parts[:4]), encoding="utf-8")
     assert "get_ipython" not in script and len(parts) > 5
-    run("notebooks/02_begin.py")
+    shown = run("notebooks/02_begin.py")
+    assert "\nThe pull against the angle. " in shown and "base64" not in shown and "object>" not in shown

@@ -278,6 +278,7 @@ One sentence.
 
 ## Method {#sec:method}
 
+More is in `supplement.pdf`.
 See @sec:method, @eq:loss, @fig:curve, @tbl:heads, @lst:margin and [@deng2019arcface; @wang2018cosface].
 
 $$ L = -x $$ {#eq:loss}
@@ -334,6 +335,7 @@ def test_the_report_becomes_a_page(written):
     assert "$$\nL = -x \\tag{1}\n$$" in text and ":alt: it falls" in text and ":width: 60%" in text
     assert "```{table} **Table 1.** The heads." in text and "\u22120.5" in text
     assert ":caption: **Listing 1.** The margin $m$." in text and "theta = theta + m" in text
+    assert "[`supplement.pdf`](supplement.pdf)" in text
     assert "Supplement to" in written(REPORT, "supplement")
 
 

@@ -1,6 +1,7 @@
 """The report and its supplement as pages of the site: their notebooks, read as for the PDF, written as MyST."""
 
 import json
+import re
 
 from nbconvert.exporters import Exporter
 
@@ -35,4 +36,5 @@ def page(name: str) -> str:
         raise ValueError(f"{name}: " + "; ".join(dict.fromkeys(problems)))
     title = pdf.title_block(beside / "metadata.yml")["title"]
     title = title if name == build.DOCUMENTS[0] else f"{name.capitalize()} to “{title.split(':')[0]}”"
+    text = re.sub(rf"`({'|'.join(PDFS)})\.pdf`", r"[\g<0>](\1.pdf)", text)  # where one speaks of the other
     return f"# {title}\n\n[{PDFS[name]}]({name}.pdf)\n\n{text}"
