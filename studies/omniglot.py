@@ -292,7 +292,7 @@ def margin_map(full: bool = False) -> list[Run]:
 def scales(full: bool = False) -> list[Run]:
     """NormFace and ArcFace by scale and number of characters, judged like trials, all in as many steps; seeds in the
     outer loop."""
-    images = 0 if paths.smoke() else 728 * 16  # of an epoch, also where there are fewer
+    images = 728 * 16  # of an epoch, also where there are fewer
     return [
         default(
             head, trial=True, lr=MAP_LR, constants=constants | {"s": s}, seed=seed, classes=classes,
