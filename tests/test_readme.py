@@ -87,3 +87,9 @@ def test_what_s1s_own_program_ends_with():
     alone = s1.gaps(s1.complete("s1_same_network_mnist", found)).loc["same margin, normalised", "gap"]
     judged = verdicts.decide(alone.to_numpy(), controlled.SETTINGS["mnist"].bound)
     assert f"it is worth {tables.bracket(judged).removeprefix('+')} points: {judged['verdict']}" in README
+    coded = (
+        s1.gaps(s1.complete("s1_same_network_mnist", found)).loc["same network and rate"].query("ArcFace > 15")["gap"]
+    )
+    assert (
+        len(coded) == 3 and f"AdaLoss is {coded.min():.2f} to {coded.max():.2f} ahead of the three that learn" in README
+    )
