@@ -358,7 +358,7 @@ def by_label(rows: dict[str, pd.DataFrame], reference: str = "Softmax", only=Non
     return {
         label: difference(rows[question], metric, reference, only)
         for label, (question, metric) in SUMMARY.items()
-        if len(rows[question])
+        if len(rows.get(question, ()))
     }
 
 

@@ -289,6 +289,16 @@ def margin_map(full: bool = False) -> list[Run]:
     ]
 
 
+def references(full: bool = False) -> list[Run]:
+    """The defaults of the two other losses with which ``recommend`` compares, in the setting of the map."""
+    points = (("CosFace", {"m": 0.2}), ("CombinedMargin", {"m2": 0.2, "m3": 0.1}))
+    return [
+        default(head, trial=True, lr=MAP_LR, constants=constants | {"s": 16.0}, seed=seed)
+        for seed in range(MAP_SEEDS)
+        for head, constants in points
+    ]
+
+
 def scales(full: bool = False) -> list[Run]:
     """NormFace and ArcFace by scale and number of characters, judged like trials, all in as many steps; seeds in the
     outer loop."""
@@ -368,10 +378,14 @@ MAP = Study(
     "omniglot_map", "Margin or scale: which of the two helps with a thousand classes?", Run, margin_map, _counted,
     paired=True,
 )  # fmt: skip
+REFERENCES = Study(
+    "omniglot_references", "Two losses more beside the map, so that the recommender can learn from it", Run, references,
+    _counted, file="omniglot_map",
+)  # fmt: skip
 SCALES = Study(
     "omniglot_scales", "Does the best scale follow the number of classes?", Run, scales, _counted, paired=True,
 )  # fmt: skip
-STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES, MAP, SCALES]
+STUDIES = [TRIALS, WIDER, FINALISTS, FINAL, CLASSES, MAP, REFERENCES, SCALES]
 
 
 def finished() -> pd.DataFrame:

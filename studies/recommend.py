@@ -2,7 +2,7 @@
 
 S5 wished for a repository of (data set, margins, accuracy) from which a regression recommends margins.
 This is one: a Gaussian process (Rasmussen and Williams 2006, sections 2.2 and 5.4.1). Its inputs are a point
-(m2, m3, s) as in ``margin_maps`` and three numbers that describe a data set. It has seen three kinds of images, so
+(m2, m3, s) as in ``margin_maps`` and three numbers that describe a data set. It has seen four kinds of images, so
 notebook 10 checks it on data sets that it does not know: read that before you follow it.
 """
 
@@ -23,16 +23,20 @@ from threadpoolctl import threadpool_limits
 
 from lib import data as datasets
 from lib import paths
-from studies import margin_maps, records
+from studies import margin_maps, omniglot, records
 
 POINT = ["m2", "m3", "s"]
 DESCRIPTORS = ["log_classes", "log_images", "probe_error"]
 DEFAULT = margin_maps.point("ArcFace")
-# the files it learns from; somebody's own study changes nothing
-SOURCES = (
-    "ablation_cifar10", "cifar10", "controlled_cifar10", "controlled_mnist", "margins", "mnist", "recipe_cifar10",
-    "recipe_cifar10_94", "recipe_mnist", "tuning_cifar10", "tuning_mnist",
-)  # fmt: skip
+# the files it learns from, and the kind of their runs; somebody's own study changes nothing
+SOURCES = dict.fromkeys(
+    (
+        "ablation_cifar10", "cifar10", "controlled_cifar10", "controlled_mnist", "margins", "mnist", "recipe_cifar10",
+        "recipe_cifar10_94", "recipe_mnist", "tuning_cifar10", "tuning_mnist",
+    ),
+    margin_maps.Run,
+) | {"omniglot_map": omniglot.Run}  # fmt: skip
+FAMILIES = margin_maps.NAMES | {"omniglot": "Omniglot"}
 WORST = -1.0  # log-odds; how far below the default a point lies does not matter from there on
 
 
@@ -77,21 +81,40 @@ def observations() -> pd.DataFrame:
     are left out, as are runs of other losses.
     """
     rows = []
-    for name in SOURCES:
-        for run, record in records.read(paths.folder("results") / f"{name}.jsonl", margin_maps.Run).items():
+    for name, kind in SOURCES.items():
+        for run, record in records.read(paths.folder("results") / f"{name}.jsonl", kind).items():
             p = margin_maps.point(run.head, run.constants)
-            if p is not None and run.data in margin_maps.NAMES:
-                setting = dataclasses.replace(run, head="NormFace", constants=(), seed=0, split=0)
-                C, measured = run.known or 10, record["metrics"]
-                accuracy = measured.get("val_accuracy", 1 / C)  # without one it diverged
-                rows.append((setting, run.seed, *p, accuracy, measured.get("val_size", datasets.VAL_SIZE)))
-    frame = pd.DataFrame(rows, columns=["setting", "seed", *POINT, "accuracy", "size"])
+            if p is not None and run.data in FAMILIES:
+                C, size, accuracy = _measured(run, record["metrics"])
+                rows.append((_setting(run), run.seed, *p, C, accuracy, size))
+    frame = pd.DataFrame(rows, columns=["setting", "seed", *POINT, "classes", "accuracy", "size"])
     sets = [cells for _, group in frame.groupby("setting", sort=False) if (cells := _relative(group)) is not None]
     names = [cells["set"].iloc[0] for cells in sets]
     for number, cells in enumerate(sets):
         if earlier := names[:number].count(names[number]):
             cells["set"] += f" ({earlier + 1})"  # the same images, trained in another way
     return pd.concat(sets or [frame.iloc[:0].assign(set=[], family=[])], ignore_index=True)
+
+
+def _setting(run: margin_maps.Run | omniglot.Run) -> margin_maps.Run | omniglot.Run:
+    """What runs of one set have in common."""
+    common = {"head": "NormFace", "constants": (), "seed": 0}
+    return dataclasses.replace(run, **common, **({"split": 0} if isinstance(run, margin_maps.Run) else {}))
+
+
+def _measured(run: margin_maps.Run | omniglot.Run, metrics: dict) -> tuple[int, int, float]:
+    """The number of a run's classes and of its validation images, and its accuracy on these."""
+    if isinstance(run, omniglot.Run):
+        C, size = _characters(_setting(run))
+    else:
+        C, size = run.known or 10, metrics.get("val_size", datasets.VAL_SIZE)
+    return C, size, metrics.get("val_accuracy", 1 / C)  # without one it diverged
+
+
+@functools.lru_cache
+def _characters(setting: omniglot.Run) -> tuple[int, int]:
+    data = omniglot.prepare(setting)[0]
+    return len(data.classes), len(data.val)
 
 
 def _relative(group: pd.DataFrame) -> pd.DataFrame | None:
@@ -114,13 +137,15 @@ def _relative(group: pd.DataFrame) -> pd.DataFrame | None:
     )
     cells["variance"] /= cells["n"]
     setting = group["setting"].iloc[0]
-    name = f"{margin_maps.NAMES[setting.data]}, {setting.known or 10} classes, {setting.train_size or 'all'} images"
-    return cells.reset_index().assign(family=margin_maps.NAMES[setting.data], set=name, **_described(setting))
+    family = FAMILIES[setting.data]
+    name = f"{family}, {group['classes'].iloc[0]} classes, {setting.train_size or 'all'} images"
+    return cells.reset_index().assign(family=family, set=name, **_described(setting))
 
 
 @functools.lru_cache
-def _described(setting: margin_maps.Run) -> dict[str, float]:
-    return describe(margin_maps.select(setting)[0])
+def _described(setting: margin_maps.Run | omniglot.Run) -> dict[str, float]:
+    select = omniglot.prepare if isinstance(setting, omniglot.Run) else margin_maps.select
+    return describe(select(setting)[0])
 
 
 # ---------------------------------------------------------------- the regression

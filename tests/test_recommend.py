@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_margin_maps import fake
 
 from lib import paths
-from studies import margin_maps, recommend
+from studies import margin_maps, omniglot, recommend, records
 
 SETS = [("digits", 10, 200), ("digits", 5, 100), ("mnist", 10, 500), ("mnist", 3, 300), ("cifar10", 10, 500)]
 
@@ -152,6 +153,24 @@ def test_a_seed_with_few_points_shifts_no_gain(project, described):
     assert observed.loc[(0.8, 0.0, 16.0), "accuracy"] == pytest.approx(0.975)
 
 
+def test_it_learns_from_characters_too(project, monkeypatch):
+    descriptors = dict.fromkeys(recommend.DESCRIPTORS, 1.0)
+    monkeypatch.setattr(recommend, "_described", lambda setting: descriptors)
+    monkeypatch.setattr(recommend, "_characters", lambda setting: (setting.classes or 728, 2912))
+    planned = [*omniglot.margin_map(), *omniglot.references()]
+    better = [run for run in planned if dict(run.constants) == {"m": 0.5, "s": 8.0} and run.head == "ArcFace"]
+    measured = {run: {"val_accuracy": 0.95 if run in better else 0.9} for run in planned}
+    found = [records.record(run, measured[run], {}, torch.device("cpu"), 1.0) for run in planned]
+    append(*found[: len(omniglot.margin_map())], name="omniglot_map")
+    assert recommend.observations().empty  # two of the losses that it compares with are missing
+    append(*found[len(omniglot.margin_map()) :], name="omniglot_map")
+    observed = recommend.observations()
+    assert set(observed["set"]) == {"Omniglot, 728 classes, all images"}
+    # 25 points of the map, AdaLoss is none, and two references
+    assert len(observed) == 27 and set(observed["n"]) == {omniglot.MAP_SEEDS}
+    assert observed.set_index(recommend.POINT)["gain"].idxmax() == (0.5, 0.0, 8.0)
+
+
 def test_it_learns_from_the_files_of_the_project_alone(project, described):
     write(peaked, SETS[:2])
     before = recommend.observations()
@@ -159,7 +178,7 @@ def test_it_learns_from_the_files_of_the_project_alone(project, described):
     entries = [fake(margin_maps.Run("mnist", **fields, known=9, train_size=300), 0.9) for fields in points]
     append(*entries, name="my")
     assert recommend.observations().equals(before)
-    append(*entries, name=recommend.SOURCES[0])
+    append(*entries, name=next(iter(recommend.SOURCES)))
     assert recommend.observations()["set"].nunique() == before["set"].nunique() + 1
     results = Path(recommend.__file__).parent.parent / "results"
     assert [name for name in recommend.SOURCES if not (results / f"{name}.jsonl").exists()] == []
