@@ -55,8 +55,8 @@ def test_each_part_imports_only_what_lies_below(part, allowed):
     assert not wrong and any(within(name, [part]) for name in IMPORTS)
 
 
-@pytest.mark.parametrize(("files", "most"), [("*.py", 1200), ("sets/*.py", 170), ("heads/*.py", 750)])
-def test_the_library_is_thin(files, most):  # further heads and the files of the data sets lie in folders of their own
+@pytest.mark.parametrize(("files", "most"), [("*.py", 1200), ("sets/*.py", 170)])
+def test_the_library_is_thin(files, most):  # of further heads, in lib/heads, there may be any number
     lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "lib").glob(files)}
     assert lines and sum(lines.values()) <= most, lines
 
