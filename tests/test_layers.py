@@ -55,10 +55,10 @@ def test_each_part_imports_only_what_lies_below(part, allowed):
     assert not wrong and any(within(name, [part]) for name in IMPORTS)
 
 
-@pytest.mark.parametrize(("files", "most"), [("*.py", 1200), ("sets/*.py", 170)])
-def test_the_library_is_thin(files, most):  # of further heads, in lib/heads, there may be any number
-    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "lib").glob(files)}
-    assert lines and sum(lines.values()) <= most, lines
+def test_the_library_is_thin():
+    # further heads, and the reading of data sets, lie in folders of their own, which may grow
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "lib").glob("*.py")}
+    assert lines and sum(lines.values()) <= 1200, lines
 
 
 def sources():
