@@ -183,6 +183,5 @@ def split_all(name: str, everything: Split, classes: list[str], **augmentation) 
 
 def holdout(split: Split, size: int) -> tuple[Split, Split]:
     """(rest, held out): a stratified part of that size, the same on every machine and in every run."""
-    labels = split.labels.cpu().numpy()
-    rest, held = train_test_split(range(len(split)), test_size=size, stratify=labels, random_state=0)
+    rest, held = train_test_split(range(len(split)), test_size=size, stratify=split.labels.cpu(), random_state=0)
     return split[sorted(rest)], split[sorted(held)]
