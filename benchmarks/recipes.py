@@ -96,7 +96,7 @@ def execute(run: Run, progress: bool = False) -> tuple:
     return model, record | {"config": dataclasses.asdict(run), "settings": record["config"]}
 
 
-def measure(names=tuple(RECIPES), seeds: int = 3) -> None:
+def train_and_time(names=tuple(RECIPES), seeds: int = 3) -> None:
     """Make the runs that are missing, and measure the cost of a step and what the changes make of it."""
     plan = planned(names, scaled(seeds, 1))
     Study("recipes", "How fast can a training be?", Run, lambda full: plan, execute).train()
@@ -165,7 +165,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         paths.smoke(), paths.retrain()
-        measure(options.names, options.seeds)
+        train_and_time(options.names, options.seeds)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

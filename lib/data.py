@@ -141,8 +141,7 @@ def load(name: str, root: str | Path = "data", device: str | torch.device = "cpu
 
 
 def _mnist(root: Path) -> Data:
-    sets = fetch(datasets.MNIST, root)
-    rest, test = (Split(s.data[:, None], s.targets) for s in sets)
+    rest, test = (Split(s.data[:, None], s.targets) for s in fetch(datasets.MNIST, root))
     train, val = holdout(rest, VAL_SIZE)
     return Data("mnist", train, val, test, list("0123456789"), mean=(0.1307,), std=(0.3081,))
 
@@ -163,11 +162,9 @@ def _digits(root: Path) -> Data:
 
 
 def _omniglot(root: Path) -> Data:
-    (train, val, test), classes, unseen = omniglot.splits(root)
-    return Data(
-        "omniglot", Split(*train), Split(*val), Split(*test), classes, mean=(0.0784,), std=(0.2309,), crop_padding=2,
-        unseen=unseen,
-    )  # fmt: skip
+    parts, classes, unseen = omniglot.splits(root)
+    train, val, test = (Split(*part) for part in parts)
+    return Data("omniglot", train, val, test, classes, (0.0784,), (0.2309,), crop_padding=2, unseen=unseen)
 
 
 # the sets that have a name: each loader takes the folder of the data and returns Data on the CPU
@@ -186,6 +183,5 @@ def split_all(name: str, everything: Split, classes: list[str], **augmentation) 
 
 def holdout(split: Split, size: int) -> tuple[Split, Split]:
     """(rest, held out): a stratified part of that size, the same on every machine and in every run."""
-    labels = split.labels.cpu().numpy()
-    rest, held = train_test_split(range(len(split)), test_size=size, stratify=labels, random_state=0)
+    rest, held = train_test_split(range(len(split)), test_size=size, stratify=split.labels.cpu(), random_state=0)
     return split[sorted(rest)], split[sorted(held)]

@@ -118,7 +118,7 @@ def build_optimizers(
     kernels = [p for p in weights if p.ndim == 4 and muon_lr]
     groups = [
         {"params": [p for p in weights if p.ndim > 1 and not (p.ndim == 4 and muon_lr)], "weight_decay": weight_decay},
-        {"params": [p for p in weights if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     return [sgd, ConvMuon(kernels, lr=muon_lr, momentum=momentum)] if kernels else [sgd]

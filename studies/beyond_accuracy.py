@@ -326,7 +326,7 @@ BEYOND = {
 STUDIES = list(BEYOND.values())
 
 
-def complete(name: str, question: str) -> pd.DataFrame:
+def finished(name: str, question: str) -> pd.DataFrame:
     """One row per run of those seeds of which every head at every level is recorded; none if there is no such
     seed. The full runs where they have two seeds, else the CPU's. stalled, as in ``margin_maps``: is the validation
     accuracy nearer to chance than to the best of the seed and level? Such a loss, and triplet, is

@@ -171,7 +171,7 @@ def small(smoke, monkeypatch):
 
 
 def test_recipes_in_miniature(small, capsys):
-    recipes.measure(["digits"])
+    recipes.train_and_time(["digits"])
     frame = recipes.recorded()
     assert list(frame["change"]) == ["", "no momentum"] and set(frame["recipe"]) == {"digits"}
     lines = [json.loads(line) for line in (small / ".smoke/results/recipes.jsonl").read_text().splitlines()]
@@ -181,7 +181,7 @@ def test_recipes_in_miniature(small, capsys):
     assert cost.filter(like="share.").sum() == pytest.approx(1, abs=1e-4) and cost["share.convolutions"] > 0
     turns = benchmarks.measured("turns").filter(["recipe", "change"])
     assert turns.values.tolist() == [["digits", "no momentum"]]
-    recipes.measure(["digits"])
+    recipes.train_and_time(["digits"])
     assert "2 runs from recipes.jsonl, 0 trained now" in capsys.readouterr().out
 
 

@@ -297,10 +297,10 @@ def planned(question, full=False):
     return beyond.BEYOND["mnist", question].planned(full)
 
 
-def complete(question, found):
-    """What is complete of a question on MNIST, when these records, by run, are all."""
+def finished(question, found):
+    """The complete seeds of a question on MNIST, when these records, by run, are all."""
     write(beyond.BEYOND["mnist", question], *found.values())
-    return beyond.complete("mnist", question)
+    return beyond.finished("mnist", question)
 
 
 def record(config, **measured):
@@ -314,18 +314,18 @@ def record(config, **measured):
 def test_only_whole_seeds_count(small):
     plan = planned("long tail")
     records = {r: record(r, tail_accuracy=0.5) for r in plan if r.seed < 2}
-    assert len(complete("long tail", {})) == 0
-    assert set(complete("long tail", records)["seed"]) == {0, 1}
+    assert len(finished("long tail", {})) == 0
+    assert set(finished("long tail", records)["seed"]) == {0, 1}
     del records[next(r for r in records if r.seed == 1 and r.level == 100 and r.head == "NormFace")]
-    assert set(complete("long tail", records)["seed"]) == {0}
+    assert set(finished("long tail", records)["seed"]) == {0}
 
 
 def test_full_runs_count_once_there_are_two_seeds(small):
     cpu, full = planned("open set"), planned("open set", True)
     records = {r: record(r) for r in [*cpu, *(r for r in full if r.seed < 1)]}
-    assert set(complete("open set", records)["train_size"]) == {20_000}
+    assert set(finished("open set", records)["train_size"]) == {20_000}
     records |= {r: record(r) for r in full}
-    assert set(complete("open set", records)["train_size"]) == {0}
+    assert set(finished("open set", records)["train_size"]) == {0}
 
 
 def test_difference_is_averaged_over_levels_and_paired(small):
@@ -333,7 +333,7 @@ def test_difference_is_averaged_over_levels_and_paired(small):
         r: record(r, test_accuracy=0.1 * r.seed + 0.01 * r.level + (0.02 if r.head == "NormFace" else 0))
         for r in planned("label noise")
     }
-    row = beyond.difference(complete("label noise", records), "test_accuracy").loc["NormFace"]
+    row = beyond.difference(finished("label noise", records), "test_accuracy").loc["NormFace"]
     assert row["mean"] == pytest.approx(2) and row["n"] == 4
     assert row["low"] == pytest.approx(2, abs=1e-6)  # what the seeds share is no noise
 
@@ -348,7 +348,7 @@ def test_a_loss_that_stalls_says_nothing_about_the_noise_of_the_others(small, mo
             accuracy = 0.9 + 0.01 * r.seed - 0.02 * (r.head == "NormFace")
             fallen = accuracy - 0.6 * collapses * (r.head == "ArcFace") * (r.seed == 0)
             found[r] = record(r, test_accuracy=fallen, val_accuracy=fallen)
-        return complete("open set", found)
+        return finished("open set", found)
 
     assert not records(0)["stalled"].any()
     rows = records(1)  # 30 %: nearer to the chance of 10 than to the best of 90
@@ -362,7 +362,7 @@ def test_strengths_keep_every_number(small):
     five = {kind: [0.5, 0.4, 0.3, 0.2, 0.1] for kind in beyond.DISTORTIONS}
     plan = planned("distortions")
     records = {r: record(r, undistorted=0.9 + 0.01 * r.seed, distorted=five) for r in plan}
-    rows = beyond.strengths(complete("distortions", records))
+    rows = beyond.strengths(finished("distortions", records))
     assert len(rows) == len(plan) * len(five) * 6
     blurred = rows[(rows["kind"] == "blur") & (rows["head"] == "Softmax")]
     means = blurred.groupby("level")["accuracy"].mean().tolist()
@@ -375,7 +375,7 @@ def test_summary_has_what_is_recorded(small):
         r: k | {"metrics": k["metrics"] | {"test_accuracy": 0.6}} if r.head == "NormFace" else k
         for r, k in records.items()
     }
-    rows = {question: complete(question, records) for question in beyond.QUESTIONS}
+    rows = {question: finished(question, records) for question in beyond.QUESTIONS}
     found = beyond.by_label(rows, "NormFace", ["Softmax"])
     assert list(found) == ["long tail"] and found["long tail"]["mean"].tolist() == pytest.approx([-10])
 

@@ -309,7 +309,7 @@ def grid_records(effect, seeds=4, noise=0.0005):
     return {
         run: fake(run, 0.9885 + effect(*pair) + noise * rng.standard_normal())
         for seed in range(seeds)
-        for pair, run in replicas.s5_grid(20, seed).items()
+        for pair, run in replicas.s5_margins(20, seed).items()
     }
 
 

@@ -115,7 +115,7 @@ def test_a_new_set_is_a_loader_with_a_name(tmp_path, monkeypatch):
     monkeypatch.setitem(data.SETS, "toy", lambda root: loaded if root == tmp_path else None)
     assert torch.equal(data.load("toy", tmp_path).train.images, loaded.train.images)
     assert data.load("toy", tmp_path, "meta").train.labels.device.type == "meta"
-    with pytest.raises(ValueError, match="choose one of mnist, cifar10, digits, omniglot, toy, or"):
+    with pytest.raises(ValueError, match=r"choose one of mnist, cifar10, .*, toy, or"):
         data.load("other", tmp_path)
 
 

@@ -55,10 +55,24 @@ def test_blocks_run(block, tmp_path, monkeypatch):
     exec(block, {"__name__": "docs"})
 
 
-@pytest.mark.parametrize("name", heads.heads())
-def test_onnx_takes_every_head(name, tmp_path):
-    program = torch.onnx.export(heads.make(name, 10, 16).eval(), (torch.randn(4, 16),), dynamo=True, verbose=False)
-    assert program.model.graph.outputs[0].shape == [4, 10]
+def onnx_logits(module, x):
+    """The output of a module for x, computed from its ONNX program by the package onnx itself."""
+    from onnx.reference import ReferenceEvaluator
+
+    program = torch.onnx.export(module.eval(), (x,), dynamo=True, verbose=False).model_proto
+    return torch.from_numpy(ReferenceEvaluator(program).run(None, {program.graph.input[0].name: x.numpy()})[0])
+
+
+@pytest.mark.parametrize("name", {**heads.heads(), **variants.HEADS})
+def test_onnx_takes_every_head(name):
+    head, x = heads.make(name, 10, 16), torch.randn(4, 16)
+    torch.testing.assert_close(onnx_logits(head, x), head(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_onnx_takes_a_classifier():
+    images = torch.randn(64, 3, 32, 32)
+    model = models.Classifier(models.network("NarrowAirNet", images, 16), heads.make("ArcFace", 10, 16))
+    torch.testing.assert_close(onnx_logits(model, images[:2]), model(images[:2]).detach(), rtol=0, atol=1e-4)
 
 
 def test_onnx_does_not_take_the_small_network():

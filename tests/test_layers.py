@@ -55,10 +55,10 @@ def test_each_part_imports_only_what_lies_below(part, allowed):
     assert not wrong and any(within(name, [part]) for name in IMPORTS)
 
 
-@pytest.mark.parametrize(("files", "most"), [("*.py", 1200), ("sets/*.py", 170), ("heads/*.py", 750)])
-def test_the_library_is_thin(files, most):  # further heads and the files of the data sets lie in folders of their own
-    lines = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "lib").glob(files)}
-    assert lines and sum(lines.values()) <= most, lines
+def test_the_library_is_thin():
+    # further heads, and the reading of data sets, lie in folders of their own, which may grow
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "lib").glob("*.py")}
+    assert lines and sum(lines.values()) <= 1200, lines
 
 
 def sources():
@@ -104,7 +104,7 @@ def test_what_is_there_is_used():
     assert unused <= {"studies.s1.gaps"}, unused
 
 
-SAME = {  # names that stand in several modules, with their one meaning; studies.replicas is left out
+SAME = {  # names that stand in several modules, with their one meaning
     "main": "a command", "build": "write what is handed in", "submission": "the zip", "terminal": "what it shows",
     "lacking": "packages that are not installed", "explained": "the cause and cure of what ended a command",
     "load": "get by name or place", "read": "from a file", "cross_entropy": "its mean", "compare": "with a reference",
@@ -115,13 +115,15 @@ SAME = {  # names that stand in several modules, with their one meaning; studies
     "differences": "to a reference", "default": "a loss at its defaults", "trials": "of the tuning", "wider": "trials",
     "finalists": "of the trials", "chosen": "by the finalists", "controls": "margins that do not adapt",
     "final": "the runs that decide", "inputs": "what something is made from", "setup": "before anything else runs",
+    "accuracy": "share that is right", "Model": "network and centres", "logits": "of embeddings",
+    "answered": "plans with a whole seed", "target": "a cosine with its margin", "pixels": "images as numbers",
 }  # fmt: skip
 
 
 def test_a_name_means_one_thing():
     places = {}
     for module, path in FILES.items():
-        for node in ast.parse(path.read_text()).body if module != "studies.replicas" else ():
+        for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module)
     several = {name: modules for name, modules in places.items() if len(modules) > 1}

@@ -21,9 +21,9 @@ from lib import heads, losses
 from lib.heads import many_classes
 
 PROJECT = Path(__file__).parent.parent
-HOOKS = ("forward", "loss", "regulariser")
+HOOKS = ("forward", "loss", "cosines", "regulariser")
 ALL = {**heads.heads(), **heads.variants.HEADS}
-OTHERS = [  # with a forward pass, loss, regulariser or parameters of their own
+OTHERS = [  # with a forward pass, loss, cosines, regulariser or parameters of their own
     name
     for name, head in ALL.items()
     if any(getattr(head, hook) is not getattr(losses.Head, hook) for hook in HOOKS)
@@ -216,6 +216,16 @@ def test_a_regulariser_joins_the_loss():
 def test_a_target_that_trains_the_lengths_is_refused():
     with pytest.raises(ValueError, match=r"Stretching trains the lengths of embeddings: use head.loss\(x, y\)"):
         many_classes.cross_entropy(Stretching(23, 5).double(), *batch(), 4)
+
+
+class Straight(losses.ArcFace):
+    def cosines(self, x, W):
+        return 1 - 2 / torch.pi * losses.angle(super().cosines(x, W))
+
+
+def test_cosines_of_its_own_are_refused():
+    with pytest.raises(ValueError, match=r"Straight has .* cosines .* of its own: use head.loss\(x, y\)"):
+        many_classes.cross_entropy(Straight(23, 5).double(), *batch(), 4)
 
 
 @pytest.mark.parametrize("name", SOME)

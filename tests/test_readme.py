@@ -67,7 +67,7 @@ def test_the_study_that_the_examples_train_is_one_under_the_protocol():
 def test_a_new_data_set_is_named_where_contributing_says():
     text = (paths.PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert "`lib.data.SETS`" in text and "`studies.runs.RECIPES`" in text
-    assert runs.RECIPES.keys() == data.SETS.keys()
+    assert {"mnist", "digits"} <= runs.RECIPES.keys() <= data.SETS.keys()
 
 
 def test_links_lead_somewhere():

@@ -202,7 +202,7 @@ def test_every_plan_is_whole(project):
         assert all(isinstance(run, replicas.Replica) for run in arms.values()), name
         assert name == "s3_search" or {run.seed for run in arms.values()} == {2}
         assert len(replicas.REPLICAS[name].planned()) == len(set(arms.values())) * seeds
-    assert len(replicas.s5_grid(20, 0)) == 40 == len(set(replicas.s5_grid(20, 0).values()))
+    assert len(replicas.s5_margins(20, 0)) == 40 == len(set(replicas.s5_margins(20, 0).values()))
 
 
 def test_s3_waits_for_its_search(project, monkeypatch, capsys):

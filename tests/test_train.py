@@ -186,6 +186,7 @@ def test_both_halves_of_the_default_schedule_are_cosines_with_the_peak_at_a_quar
 @pytest.mark.parametrize("muon_lr", [0.0, 0.1])
 def test_what_decays_and_what_each_optimizer_moves(digits, momentum, muon_lr):
     model = build(digits, "Softmax")
+    model.head.threshold = nn.Parameter(torch.zeros(()))  # as a head of one's own may have
     sgd, *others = train.build_optimizers(model, 0.3, momentum, 0.02, muon_lr)
     matrices, vectors = sgd.param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.02, 0.0)
@@ -193,9 +194,9 @@ def test_what_decays_and_what_each_optimizer_moves(digits, momentum, muon_lr):
     names = {p: name for name, p in model.named_parameters()}
     kinds = {f"{place}.weight": type(module) for place, module in model.named_modules()}
     norms = {name for name, kind in kinds.items() if kind in (nn.BatchNorm1d, nn.BatchNorm2d)}
-    biases = norms | {name for name in names.values() if name.endswith(("bias", "head.b"))}
+    biases = norms | {name for name in names.values() if name.endswith(("bias", "head.b", "threshold"))}
     kernels = {name for name, kind in kinds.items() if kind is nn.Conv2d}
-    assert {names[p] for p in vectors["params"]} == biases and "head.b" in biases
+    assert {names[p] for p in vectors["params"]} == biases >= {"head.b", "head.threshold"}
     assert {names[p] for p in matrices["params"]} == set(names.values()) - biases - (kernels if muon_lr else set())
     assert len(kernels) == 3 and len(others) == bool(muon_lr)
     for optimizer in others:

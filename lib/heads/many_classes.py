@@ -34,15 +34,15 @@ def cross_entropy(head: Head, x: Tensor, y: Tensor, block: int | None = None) ->
 
     Moves the head's statistics in training mode, as head(x, y) does. With sharded classes all ranks
     pass the same x and y (and, for ElasticFace, have the same random numbers); they get the same loss
-    and the same gradient of x. Raises ValueError where the head does, for heads with a forward pass, loss or
-    parameters of their own (Softmax) or a target that trains the lengths of embeddings (MagFace), and for a
+    and the same gradient of x. Raises ValueError where the head does, for heads with a forward pass, loss, cosines
+    or parameters of their own (Softmax) or a target that trains the lengths of embeddings (MagFace), and for a
     block below 1; RuntimeError where a second derivative is asked for (create_graph).
     """
-    own = [getattr(type(head), name) is not getattr(Head, name) for name in ("forward", "loss")]
+    own = [getattr(type(head), name) is not getattr(Head, name) for name in ("forward", "loss", "cosines")]
     if any(own) or len(list(head.parameters())) > 1:
         # nor does torch's linear_cross_entropy help: it has no margin, and its blocks are rows (b, C) of the batch
         raise ValueError(
-            f"{type(head).__name__} has a forward pass, loss or parameters of its own: use head.loss(x, y)"
+            f"{type(head).__name__} has a forward pass, loss, cosines or parameters of its own: use head.loss(x, y)"
         )
     if block is None and len(head.W) <= head.W.shape[1] and not isinstance(head.W, DTensor):
         return head.loss(x, y)  # the logits are no larger than the embeddings
