@@ -30,12 +30,15 @@ from studies import (
     replicas,
     runs,
     s1,
+    s3,
 )
 from studies import machine as own_machine
 from studies import tuning as earlier_tuning
 from studies.study import Incomplete, Study
 
-MODULES = (runs, earlier_tuning, controlled, omniglot, one_shot, ablation, beyond_accuracy, margin_maps, replicas, s1)
+MODULES = (
+    runs, earlier_tuning, controlled, omniglot, one_shot, ablation, beyond_accuracy, margin_maps, replicas, s1, s3,
+)  # fmt: skip
 STUDIES = {study.name: study for module in MODULES for study in module.STUDIES}
 
 

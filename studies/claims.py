@@ -16,7 +16,19 @@ import pandas as pd
 from scipy import stats
 
 from lib import paths
-from studies import controlled, evidence, geometry, margin_maps, recommend, replicas, s1, statistics, tuning, verdicts
+from studies import (
+    controlled,
+    evidence,
+    geometry,
+    margin_maps,
+    recommend,
+    replicas,
+    s1,
+    s3,
+    statistics,
+    tuning,
+    verdicts,
+)
 from studies.evidence import sample, which_stalled
 from studies.study import Incomplete, Study
 
@@ -325,7 +337,7 @@ def _studies(name: str) -> list[Study]:
     """Those that the ledger calls by this name."""
     if name == "margins":
         return margin_maps.STUDIES
-    known = (*replicas.STUDIES, *s1.STUDIES, *tuning.STUDIES, *controlled.STUDIES, *margin_maps.STUDIES)
+    known = (*replicas.STUDIES, *s1.STUDIES, *s3.STUDIES, *tuning.STUDIES, *controlled.STUDIES, *margin_maps.STUDIES)
     return [study for study in known if study.name == name]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from lib import heads
-from studies import controlled, margin_maps, records, replicas, s1, tuning, verdicts
+from studies import controlled, margin_maps, records, replicas, s1, s3, tuning, verdicts
 from studies.study import Incomplete
 
 DRIFT = 0.001  # of the test accuracy; see ``settled``
@@ -77,6 +77,10 @@ def answered(recorded: dict) -> dict[str, tuple[int, dict]]:
         with contextlib.suppress(Incomplete):
             by_seed = s1.complete(name, recorded)
             found[name] = next(iter(by_seed[min(by_seed)].values()))["config"]["epochs"], by_seed
+    for name in s3.NAMES:
+        with contextlib.suppress(Incomplete):
+            by_seed = s3.complete(name, recorded)
+            found[f"s3_final_{name}"] = s3.EPOCHS, by_seed
     for name in s1.NAMES:
         with contextlib.suppress(ValueError):  # nothing is recorded
             found[f"controlled_{name}"] = of_frame(tuning.finished(name))

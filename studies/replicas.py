@@ -30,6 +30,7 @@ from studies.study import Incomplete, Study
 # widths of the 3x3 convolutions; which of them a 2x2 max-pooling follows; and what else is not the default
 NETWORKS = {
     "S3": {"widths": (64, 256, 64), "pooled": (0, 1, 2), "batch_norm": True},
+    "S3, stride 2": {"widths": (64, 256, 64), "stride": 2, "batch_norm": True},
     "S5": {"widths": (16, 32, 64, 64), "stride": 2},
 }
 LOSSES = ("Softmax", "ArcFace", "Triplet")
@@ -41,7 +42,8 @@ class Replica:
 
     loss: Softmax, ArcFace (m in radians, and m3 for S5's combined loss: cos(theta + m) - m3) or Triplet. w_std:
     deviation of the initial class centres. train_size: 0 for all images. imbalance: class c of C keeps
-    imbalance^(-c/(C-1)) of them. evaluated: the split that is read.
+    imbalance^(-c/(C-1)) of them. evaluated: the split that is read. one_cycle: the schedule of ``one_cycle``, whose
+    highest rate is lr, in place of the optimizer at a constant rate.
     """
 
     source: str
@@ -61,6 +63,7 @@ class Replica:
     imbalance: float = 1.0
     evaluated: str = "test"
     seed: int = 0
+    one_cycle: bool = False  # a field with a default: records made before it are those of the same runs
 
     def __post_init__(self):
         """Raises ValueError for what no run could be made with."""
@@ -106,10 +109,10 @@ def s3_group(data: str, epochs: int, seed: int, found: dict | None = None) -> di
     those of the file. Raises Incomplete without them."""
     arms, found = {}, REPLICAS["s3_search"].read() if found is None else found
     for loss in LOSSES:
-        trials = [smoke.shrink(run) for run in search().values() if (run.data, run.loss) == (data, loss)]
+        trials = [run for run in REPLICAS["s3_search"].planned() if (run.data, run.loss) == (data, loss)]
         if not all(run in found for run in trials):
             raise Incomplete("replicas.jsonl lacks S3's search: run `python -m studies s3_search`")
-        best = max(trials, key=lambda run: found[run]["metrics"]["test_accuracy"])
+        best = max(trials, key=lambda run: found[run]["metrics"]["val_accuracy"])
         arms[loss] = s3(data, loss, epochs, seed, best.lr, m=best.m)
     tail = {f"{loss}, long tail": dataclasses.replace(arms[loss], imbalance=100.0) for loss in ("Softmax", "ArcFace")}
     return arms | tail
@@ -130,6 +133,15 @@ def s5_group(epochs: int, seed: int) -> dict[str, Replica]:
     losses = "Softmax", "ArcFace"
     flat = {f"{loss}, 3-D": s5(loss, 10, seed, embedding_dim=3) for loss in losses}
     return {loss: s5(loss, epochs, seed) for loss in losses} | flat
+
+
+def s5_trainers(epochs: int, seed: int) -> dict[str, Replica]:
+    """Softmax and ArcFace by hand, as in ``s5_group``, and both under ``one_cycle``, at the same highest rate.
+
+    S5 compared "Softmax, one-cycle" with "ArcFace": its softmax was trained by fastai, its ArcFace by hand.
+    """
+    hand = {loss: s5(loss, epochs, seed) for loss in ("Softmax", "ArcFace")}
+    return hand | {f"{loss}, one-cycle": dataclasses.replace(run, one_cycle=True) for loss, run in hand.items()}
 
 
 def s5_margins(epochs: int, seed: int) -> dict[tuple[float, float], Replica]:
@@ -241,20 +253,48 @@ def accuracy(run: Replica, model: Model, x: Tensor, y: Tensor) -> float:
     return metrics.accuracy(logits(run, model, x).cpu(), y.cpu())
 
 
+def trainer(run: Replica, model: Model, steps: int) -> tuple:
+    """Optimizer of a run of so many steps, and its schedule, None for a constant rate."""
+    if run.one_cycle:
+        return one_cycle(model, run.lr, steps)
+    sgd = functools.partial(torch.optim.SGD, momentum=0.9)
+    return {"Adam": torch.optim.Adam, "SGD": sgd}[run.optimizer](model.parameters(), lr=run.lr, fused=True), None
+
+
+def one_cycle(model: nn.Module, highest: float, steps: int) -> tuple:
+    """Optimizer and schedule as fastai trains by default (``Learner`` and ``fit_one_cycle`` of its version 2).
+
+    The rate goes up for a quarter of the steps, from highest / 25, then down to highest / 100,000; Adam's first beta
+    goes the opposite way, 0.95 to 0.85 and back; both along half cosines (Smith 2018, arXiv:1803.09820). Adam's second
+    beta is 0.99, its epsilon 1e-5; weights, but no biases, decay by 0.01 times the rate. Source: fit_one_cycle in
+    fastai/callback/schedule.py, Adam in fastai/optimizer.py, moms and wd_bn_bias in fastai/learner.py
+    (https://docs.fast.ai/callback.schedule.html).
+    """
+    weights, biases = ([p for p in model.parameters() if (p.ndim > 1) is large] for large in (True, False))
+    groups = [{"params": weights, "weight_decay": 0.01}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=highest, betas=(0.95, 0.99), eps=1e-5, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, highest, total_steps=steps, pct_start=0.25, div_factor=25, final_div_factor=100_000 / 25,
+        base_momentum=0.85, max_momentum=0.95,
+    )  # fmt: skip
+    return optimizer, schedule
+
+
 def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
     """Train one run; returns the model and its record. Nothing is written.
 
     The history holds, per epoch, loss, test_accuracy (label-free) and seconds (training only). A run that diverges is
-    recorded as it is. The metrics are those of ``runs.evaluate``, with the temperature fitted on the test images.
+    recorded as it is. The metrics are those of ``measure``. Of a run that is read on validation images, a trial,
+    nothing is recorded but val_accuracy.
     """
     data, part, evaluated = splits(run)
     on, y = part.labels.device, evaluated.labels
     torch.manual_seed(run.seed)
     model = Model(run, part.images.shape[1:], len(data.classes)).to(on, memory_format=device.memory_format(on))
     loss_of, generator = criterion(run, model), torch.Generator().manual_seed(run.seed)
-    sgd = functools.partial(torch.optim.SGD, momentum=0.9)
-    optimizer = {"Adam": torch.optim.Adam, "SGD": sgd}[run.optimizer](model.parameters(), lr=run.lr, fused=True)
-    history = {"loss": [], "test_accuracy": [], "seconds": []}
+    optimizer, schedule = trainer(run, model, run.epochs * math.ceil(len(part) / run.batch_size))
+    read = f"{run.evaluated}_accuracy"
+    history = {"loss": [], read: [], "seconds": []}
     seconds = 0.0
     for _ in tqdm(range(run.epochs), disable=hidden(progress), unit="epoch", ncols=100, file=sys.stdout):
         start, total = time.perf_counter(), torch.zeros((), device=on)
@@ -267,6 +307,8 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if schedule:
+                schedule.step()
             total += loss.detach() * len(index)
         history["loss"].append(total.item() / len(part))  # .item() waits for the device, so it comes first
         history["seconds"].append(seconds := seconds + time.perf_counter() - start)
@@ -274,9 +316,10 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
             known, labels = F.normalize(embed(run, model, data, part.images[:10_000])), part.labels[:10_000]
             model.W.data = torch.zeros_like(model.W).index_add_(0, labels, known)
         x = embed(run, model, data, evaluated.images)
-        history["test_accuracy"].append(accuracy(run, model, x, y))
-    measured = records.attempt(lambda: measure(run, model, data, part, evaluated, x))
-    measured = {"test_accuracy": history["test_accuracy"][-1], **measured}
+        history[read].append(accuracy(run, model, x, y))
+    measured = {read: history[read][-1]}
+    if run.evaluated == "test":
+        measured |= records.attempt(lambda: measure(run, model, data, part, evaluated, x))
     record = records.record(run, measured, history, on, seconds)
     record["dtype"] = "bf16 convolutions, fp32 behind them" if device.has_bf16(on) else "fp32"
     return model, record
@@ -284,10 +327,13 @@ def execute(run: Replica, progress: bool = False) -> tuple[Model, dict]:
 
 @torch.no_grad()
 def measure(run: Replica, model: Model, data: datasets.Data, part, evaluated, x: Tensor) -> dict:
-    """Metrics of a trained model from its test embeddings x; accuracies are label-free."""
+    """Metrics of a trained model from its test embeddings x, those of ``runs.evaluate`` but for what takes validation
+    images, of which a final run has none; accuracies are label-free."""
     y, free = evaluated.labels.cpu(), logits(run, model, x).nan_to_num().cpu()
     known = embed(run, model, data, part.images[:10_000])
     measured = runs.evaluate(free, y, x.cpu(), free, y)
+    for name in ("val_accuracy", "temperature", "test_loss", "ece"):  # a temperature fitted on test images is none
+        del measured[name]
     measured["train_accuracy"] = accuracy(run, model, known, part.labels[:10_000])
     if run.source == "S3":
         moved = embed(run, model, data, distorted(evaluated.images))
@@ -302,7 +348,8 @@ def measure(run: Replica, model: Model, data: datasets.Data, part, evaluated, x:
 # the source leaves them open, then fewer for a CPU, then what shorter runs may be recorded; the number of seeds
 PLANS = {
     "s5": ("S5's softmax and ArcFace", s5_group, (100, 30), 5),
-    "s5_grid": ("S5's table of margins", s5_margins, (20, 10, 6), 3),
+    "s5_one_cycle": ("S5's softmax and ArcFace, each by hand and as fastai trains", s5_trainers, (100, 30), 5),
+    "s5_grid": ("S5's table of margins", s5_margins, (20, 10), 3),
     "s3_search": ("S3's learning rates and margins, on validation images", lambda epochs, seed: search(), (2,), 1),
     # five epochs pass its accuracies
     "s3_mnist": ("S3's three losses on MNIST", functools.partial(s3_group, "mnist"), (5,), 3),

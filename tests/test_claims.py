@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from test_replicas import fake
 
-from studies import claims, controlled, evidence, geometry, margin_maps, replicas, s1, statistics, tuning, verdicts
+from studies import claims, controlled, evidence, geometry, margin_maps, replicas, s1, s3, statistics, tuning, verdicts
 from studies.study import Study
 
 
@@ -94,8 +94,8 @@ def test_every_claim_has_a_known_kind_and_known_runs():
     table = claims.claims()
     assert list(table.index) == list(range(1, len(table) + 1)) and set(table["kind"]) <= set(claims.KINDS)
     plans = {plan.partition("/")[0] for text in table["plans"] for plan in text.replace(" | ", " ").split()}
-    known = {study.name for study in (*tuning.STUDIES, *controlled.STUDIES, *margin_maps.STUDIES)} | {"margins"}
-    assert plans <= {*replicas.PLANS, *s1.PLANS, *known}
+    known = {study.name for study in (*tuning.STUDIES, *controlled.STUDIES, *margin_maps.STUDIES, *s3.STUDIES)}
+    assert plans <= {*replicas.PLANS, *s1.PLANS, *known, "margins"}
     needs = table["kind"].isin(["value", "exact"])
     assert (table["published"].notna() == needs).all() and (table["tolerance"].notna() == needs).all()
     assert not table.duplicated("claim").any()

@@ -18,7 +18,7 @@ from report import environment
 from report.__main__ import COMMANDS
 from report.__main__ import main as report
 from studies import __main__ as studies_main
-from studies import again, claims, records, replicas, runs
+from studies import again, claims, records, replicas, runs, s3
 from studies.__main__ import STUDIES
 from studies.__main__ import main as studies
 from studies.study import Study
@@ -161,8 +161,9 @@ def test_a_file_names_the_studies_that_share_it(project, monkeypatch):
     trained = []
     monkeypatch.setattr(Study, "train", lambda self, *args, **options: trained.append(self.name))
     studies(["replicas"])
-    assert set(trained) == set(replicas.PLANS)
+    assert set(trained) == set(replicas.PLANS) | {study.name for study in s3.STUDIES}
     assert trained.index("s3_search") < trained.index("s3_mnist") and len(trained) == len(set(trained))
+    assert trained.index("s3_trials_mnist") < trained.index("s3_wider_mnist") < trained.index("s3_final_mnist")
 
 
 def test_a_budget_is_for_all_studies_together(project, monkeypatch):

@@ -68,20 +68,20 @@ def s3(data, name):
     """A loss of S3 at what was best on validation images; ", long tail" behind its name."""
     loss, _, tail = name.partition(", ")
     trials = [r for r in read("replicas") if r["config"]["source"] == "S3" and r["config"]["evaluated"] == "val"]
-    trials = [r for r in trials if (r["config"]["data"], r["config"]["loss"]) == (data, loss)]
-    best = max(trials, key=lambda r: r["metrics"]["test_accuracy"])["config"]
+    trials = [r for r in trials if (r["config"]["data"], r["config"]["loss"], r["config"]["epochs"]) == (data, loss, 2)]
+    best = max(trials, key=lambda r: r["metrics"]["val_accuracy"])["config"]
     wanted = {"source": "S3", "data": data, "loss": loss, "evaluated": "test", "lr": best["lr"], "m": best["m"]}
-    return pick("replicas", **wanted, imbalance=100.0 if tail else 1.0)
+    return pick("replicas", **wanted, network="S3", imbalance=100.0 if tail else 1.0)
 
 
 def s5(name):
     loss, _, flat = name.partition(", ")
-    shape = {"embedding_dim": 3 if flat else 64, "m3": 0.0, "m": 0.5 if loss == "ArcFace" else 0.0}
+    shape = {"embedding_dim": 3 if flat else 64, "m3": 0.0, "m": 0.5 if loss == "ArcFace" else 0.0, "one_cycle": False}
     return {seed: r for seed, r in pick("replicas", source="S5", loss=loss, **shape).items() if flat or not grid(r)}
 
 
 def grid(r):
-    return r["config"]["epochs"] in (6, 20)
+    return r["config"]["epochs"] == 20
 
 
 def in_grid(name, m2, m3):

@@ -79,7 +79,7 @@ def test_networks_are_those_of_the_source():
 
 def test_nothing_else_imports_the_replicas():
     for path in set(STUDIES.glob("*.py")) - {
-        STUDIES / name for name in ("replicas.py", "claims.py", "evidence.py", "__main__.py")
+        STUDIES / name for name in ("replicas.py", "s3.py", "claims.py", "evidence.py", "__main__.py")
     }:
         imports = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not any("replicas" in ast.unparse(node) for node in imports), path
@@ -106,6 +106,7 @@ def test_s3_learns_digits(project, loss):
     run = tiny(replicas.s3("mnist", loss, 1, 0, 0.03), train_size=800, epochs=3)
     model, record = replicas.execute(run)
     assert record["metrics"]["test_accuracy"] > 0.8
+    assert not {"temperature", "ece", "test_loss", "val_accuracy"} & record["metrics"].keys()
     assert record["metrics"]["distorted_accuracy"] <= record["metrics"]["test_accuracy"]
     if loss == "Triplet":  # its classes are the mean directions of training embeddings
         data, part, _ = replicas.splits(run)
@@ -119,13 +120,83 @@ def test_a_diverged_run_is_recorded(project):
     assert not math.isfinite(record["history"]["loss"][-1]) and record["metrics"]["test_accuracy"] < 0.3
 
 
+# ---------------------------------------------------------------- the one-cycle schedule
+
+
+def cosine(start, end, share):
+    """The value at this share of the way along half a cosine."""
+    return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
+
+
+def test_one_cycle_has_the_rates_and_momenta_of_fastai():
+    model, _, _ = example(replicas.s5("Softmax", 1, 0))
+    optimizer, schedule = replicas.one_cycle(model, 1e-3, steps=400)
+    steps = []
+    for _ in range(400):
+        for group in optimizer.param_groups:
+            assert (group["betas"][1], group["eps"]) == (0.99, 1e-5)
+        (here,) = {(group["lr"], group["betas"][0]) for group in optimizer.param_groups}
+        steps.append(here)
+        optimizer.step()
+        schedule.step()
+    rates, momenta = np.array(steps).T
+    assert (rates[0], momenta[0]) == pytest.approx((1e-3 / 25, 0.95))
+    assert rates.argmax() == momenta.argmin() == 99  # after a quarter of 400 steps
+    assert (rates[99], momenta[99]) == pytest.approx((1e-3, 0.85))
+    assert (rates[399], momenta[399]) == pytest.approx((1e-3 / 100_000, 0.95))
+    for step, share, (low, high) in ((33, 1 / 3, (4e-5, 1e-3)), (199, 2 / 3, (1e-8, 1e-3))):
+        assert rates[step] == pytest.approx(cosine(low, high, share))
+        assert momenta[step] == pytest.approx(cosine(0.95, 0.85, share))
+
+
+def test_one_cycle_decays_weights_and_no_biases():
+    model, _, _ = example(replicas.s5("Softmax", 1, 0))
+    optimizer, _ = replicas.one_cycle(model, 1e-3, steps=100)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    names = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert len(names) == len(decay) == 12
+    assert names == {name: 0.0 if name.endswith(("bias", "b")) else 0.01 for name in names}
+
+
+def test_a_run_goes_through_one_cycle_and_no_further(project, monkeypatch):
+    made, own = [], replicas.one_cycle
+    monkeypatch.setattr(replicas, "one_cycle", lambda *args: made.append(own(*args)) or made[-1])
+    run = tiny(replicas.s5("Softmax", 1, 0), one_cycle=True, train_size=300, epochs=3)
+    _, record = replicas.execute(run)
+    ((_, schedule),) = made
+    assert schedule.total_steps == 9 == schedule.last_epoch  # three batches of 128 an epoch
+    _, by_hand = replicas.execute(without(run, one_cycle=False))
+    assert record["history"]["loss"] != by_hand["history"]["loss"]
+
+
+def test_s5s_trainers_differ_in_the_schedule_alone_and_share_the_runs_by_hand():
+    arms, known = replicas.s5_trainers(30, 2), replicas.s5_group(30, 2)
+    assert list(arms) == ["Softmax", "ArcFace", "Softmax, one-cycle", "ArcFace, one-cycle"]
+    for loss in ("Softmax", "ArcFace"):
+        assert arms[loss] == known[loss] == without(arms[f"{loss}, one-cycle"], one_cycle=False)
+        assert arms[loss] != arms[f"{loss}, one-cycle"] and not arms[loss].one_cycle
+
+
 # ---------------------------------------------------------------- records
+
+
+def test_records_made_before_a_field_was_there_are_those_of_the_same_runs(project):
+    run = replicas.s5("ArcFace", 30, 0)
+    old = fake(run)
+    del old["config"]["one_cycle"]
+    write(replicas.REPLICAS["s5"], old)
+    assert replicas.read() == {run: old}
+    recorded = [json.loads(line) for line in (STUDIES.parent / "results" / "replicas.jsonl").read_text().splitlines()]
+    by_hand = [r for r in recorded if r["config"]["source"] == "S5" and not r["config"].get("one_cycle")]
+    found = {replicas.Replica(**r["config"]) for r in by_hand}
+    assert set(replicas.s5_group(30, 0).values()) <= found and set(replicas.s5_grid(20, 2).values()) <= found
 
 
 def fake(run, accuracy=0.9):
     """A record as execute makes it, without training."""
-    history = {"loss": [1.0] * run.epochs, "test_accuracy": [accuracy] * run.epochs}
-    record = {"config": dataclasses.asdict(run), "metrics": {"test_accuracy": accuracy}, "seconds": 1.0}
+    read = f"{run.evaluated}_accuracy"
+    history = {"loss": [1.0] * run.epochs, read: [accuracy] * run.epochs}
+    record = {"config": dataclasses.asdict(run), "metrics": {read: accuracy}, "seconds": 1.0}
     return json.loads(json.dumps(record | {"history": history}))
 
 
