@@ -42,7 +42,7 @@ class Replica:
 
     loss: Softmax, ArcFace (m in radians, and m3 for S5's combined loss: cos(theta + m) - m3) or Triplet. w_std:
     deviation of the initial class centres. train_size: 0 for all images. imbalance: class c of C keeps
-    imbalance^(-c/(C-1)) of them. evaluated: the split that is read. one_cycle: the schedule of ``one_cycle``, whose
+    imbalance^(-c/(C-1)) of them. evaluated: the split that is read. one_cycle: the schedule of ``as_fastai``, whose
     highest rate is lr, in place of the optimizer at a constant rate.
     """
 
@@ -136,7 +136,7 @@ def s5_group(epochs: int, seed: int) -> dict[str, Replica]:
 
 
 def s5_trainers(epochs: int, seed: int) -> dict[str, Replica]:
-    """Softmax and ArcFace by hand, as in ``s5_group``, and both under ``one_cycle``, at the same highest rate.
+    """Softmax and ArcFace by hand, as in ``s5_group``, and both under ``as_fastai``, at the same highest rate.
 
     S5 compared "Softmax, one-cycle" with "ArcFace": its softmax was trained by fastai, its ArcFace by hand.
     """
@@ -256,12 +256,12 @@ def accuracy(run: Replica, model: Model, x: Tensor, y: Tensor) -> float:
 def trainer(run: Replica, model: Model, steps: int) -> tuple:
     """Optimizer of a run of so many steps, and its schedule, None for a constant rate."""
     if run.one_cycle:
-        return one_cycle(model, run.lr, steps)
+        return as_fastai(model, run.lr, steps)
     sgd = functools.partial(torch.optim.SGD, momentum=0.9)
     return {"Adam": torch.optim.Adam, "SGD": sgd}[run.optimizer](model.parameters(), lr=run.lr, fused=True), None
 
 
-def one_cycle(model: nn.Module, highest: float, steps: int) -> tuple:
+def as_fastai(model: nn.Module, highest: float, steps: int) -> tuple:
     """Optimizer and schedule as fastai trains by default (``Learner`` and ``fit_one_cycle`` of its version 2).
 
     The rate goes up for a quarter of the steps, from highest / 25, then down to highest / 100,000; Adam's first beta

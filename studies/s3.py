@@ -64,7 +64,7 @@ def best(tried: list[Replica], found: dict) -> dict[str, Replica]:
     return {loss: max(part, key=lambda run: found[run]["metrics"][MEASURE]) for loss, part in of.items()}
 
 
-def beyond(run: Replica) -> dict[str, tuple[float, float]]:
+def past_ends(run: Replica) -> dict[str, tuple[float, float]]:
     """What lies within ``search.EDGE`` of an end of its range in a trial, or beyond it, with as wide a range behind
     that end. No margin is a choice of its own: it has no lower end."""
     found = {}
@@ -78,10 +78,10 @@ def beyond(run: Replica) -> dict[str, tuple[float, float]]:
     return found
 
 
-def tried(data: str, found: dict) -> list[Replica]:
+def all_trials(data: str, found: dict) -> list[Replica]:
     """All trials of a data set, as many for every loss; found: records. Raises Incomplete."""
     planned = TRIALS[data].planned()
-    ends = {loss: beyond(run) for loss, run in best(planned, found).items()}
+    ends = {loss: past_ends(run) for loss, run in best(planned, found).items()}
     if not any(ends.values()):
         return planned
     firsts = {run.loss: run for run in reversed(planned)}
@@ -90,13 +90,13 @@ def tried(data: str, found: dict) -> list[Replica]:
 
 
 def wider(data: str, full: bool = False) -> list[Replica]:
-    """The trials that ``tried`` adds. Raises Incomplete."""
-    return tried(data, TRIALS[data].read())[len(TRIALS[data].planned()) :]
+    """The trials that ``all_trials`` adds. Raises Incomplete."""
+    return all_trials(data, TRIALS[data].read())[len(TRIALS[data].planned()) :]
 
 
-def arms(data: str, seed: int, found: dict) -> dict[str, Replica]:
+def of_seed(data: str, seed: int, found: dict) -> dict[str, Replica]:
     """The final runs of a seed: the three losses, and two of them on a long tail. Raises Incomplete."""
-    chosen = best(tried(data, found), found)
+    chosen = best(all_trials(data, found), found)
     alike = {loss: dataclasses.replace(run, seed=seed, evaluated="test") for loss, run in chosen.items()}
     tail = {f"{loss}, long tail": dataclasses.replace(alike[loss], imbalance=IMBALANCE) for loss in LOSSES[:2]}
     return alike | tail
@@ -105,7 +105,7 @@ def arms(data: str, seed: int, found: dict) -> dict[str, Replica]:
 def final(data: str, full: bool = False) -> dict[Replica, str]:
     """The final runs and the name of their arm, seeds in the outer loop. Raises Incomplete."""
     found = TRIALS[data].read() | WIDER[data].read()
-    return {run: name for seed in range(SEEDS) for name, run in arms(data, seed, found).items()}
+    return {run: name for seed in range(SEEDS) for name, run in of_seed(data, seed, found).items()}
 
 
 TRIALS = {
@@ -135,7 +135,7 @@ STUDIES = [*TRIALS.values(), *WIDER.values(), *FINAL.values()]
 def complete(data: str, found: dict) -> dict[int, dict[str, dict]]:
     """By seed, the records of the final runs by name, of those seeds that are whole; found: all records. Raises
     Incomplete if there is none."""
-    by_seed = {seed: arms(data, seed, found) for seed in range(SEEDS)}
+    by_seed = {seed: of_seed(data, seed, found) for seed in range(SEEDS)}
     whole = {
         seed: {name: found[run] for name, run in of.items()}
         for seed, of in by_seed.items()

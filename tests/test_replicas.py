@@ -130,7 +130,7 @@ def cosine(start, end, share):
 
 def test_one_cycle_has_the_rates_and_momenta_of_fastai():
     model, _, _ = example(replicas.s5("Softmax", 1, 0))
-    optimizer, schedule = replicas.one_cycle(model, 1e-3, steps=400)
+    optimizer, schedule = replicas.as_fastai(model, 1e-3, steps=400)
     steps = []
     for _ in range(400):
         for group in optimizer.param_groups:
@@ -151,7 +151,7 @@ def test_one_cycle_has_the_rates_and_momenta_of_fastai():
 
 def test_one_cycle_decays_weights_and_no_biases():
     model, _, _ = example(replicas.s5("Softmax", 1, 0))
-    optimizer, _ = replicas.one_cycle(model, 1e-3, steps=100)
+    optimizer, _ = replicas.as_fastai(model, 1e-3, steps=100)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     names = {name: decay[id(p)] for name, p in model.named_parameters()}
     assert len(names) == len(decay) == 12
@@ -159,8 +159,8 @@ def test_one_cycle_decays_weights_and_no_biases():
 
 
 def test_a_run_goes_through_one_cycle_and_no_further(project, monkeypatch):
-    made, own = [], replicas.one_cycle
-    monkeypatch.setattr(replicas, "one_cycle", lambda *args: made.append(own(*args)) or made[-1])
+    made, own = [], replicas.as_fastai
+    monkeypatch.setattr(replicas, "as_fastai", lambda *args: made.append(own(*args)) or made[-1])
     run = tiny(replicas.s5("Softmax", 1, 0), one_cycle=True, train_size=300, epochs=3)
     _, record = replicas.execute(run)
     ((_, schedule),) = made
@@ -189,7 +189,7 @@ def test_records_made_before_a_field_was_there_are_those_of_the_same_runs(projec
     recorded = [json.loads(line) for line in (STUDIES.parent / "results" / "replicas.jsonl").read_text().splitlines()]
     by_hand = [r for r in recorded if r["config"]["source"] == "S5" and not r["config"].get("one_cycle")]
     found = {replicas.Replica(**r["config"]) for r in by_hand}
-    assert set(replicas.s5_group(30, 0).values()) <= found and set(replicas.s5_grid(20, 2).values()) <= found
+    assert set(replicas.s5_group(30, 0).values()) <= found and set(replicas.s5_margins(20, 2).values()) <= found
 
 
 def fake(run, accuracy=0.9):

@@ -22,7 +22,7 @@ def scored(runs, score):
 def record(data, score):
     """Write a record for every trial; returns all of them."""
     found = scored(s3.trials(data), score)
-    found |= scored(s3.tried(data, found), score)
+    found |= scored(s3.all_trials(data, found), score)
     write(s3.TRIALS[data], *found.values())
     return found
 
@@ -44,7 +44,7 @@ def test_every_loss_has_the_same_number_of_trials_in_the_setting_of_the_final_ru
         "Softmax": 1, "ArcFace": 12, "Triplet": 12,
     }  # fmt: skip
     free = {"loss", "lr", "s", "m", "seed", "evaluated", "imbalance"}
-    final = s3.arms(data, 0, record(data, near(0.01))).values()
+    final = s3.of_seed(data, 0, record(data, near(0.01))).values()
     fixed = [{k: v for k, v in dataclasses.asdict(run).items() if k not in free} for run in (*trials, *final)]
     assert all(one == fixed[0] for one in fixed)
 
@@ -57,7 +57,7 @@ def test_both_data_sets_have_one_setting():
 @pytest.mark.parametrize("best", [0.01, 0.0911, 0.00117])
 def test_an_optimum_at_an_end_gives_every_loss_as_many_trials_more(project, best):
     planned = s3.trials("mnist")
-    tried = s3.tried("mnist", scored(planned, lambda run: near(best)(run) * (run.loss == "Softmax")))
+    tried = s3.all_trials("mnist", scored(planned, lambda run: near(best)(run) * (run.loss == "Softmax")))
     counts = [sum(run.loss == loss for run in tried) for loss in s3.LOSSES]
     assert counts == [12 if best == 0.01 else 18] * 3 and len(set(tried)) == len(tried)
     more = [run for run in tried[len(planned) :] if run.loss == "Softmax"]
@@ -67,20 +67,22 @@ def test_an_optimum_at_an_end_gives_every_loss_as_many_trials_more(project, best
 
 def test_what_lies_at_an_end():
     run = s3.default("mnist", "ArcFace")
-    assert s3.beyond(run) == {} == s3.beyond(dataclasses.replace(run, m=0.02))  # no margin is a choice
-    assert s3.beyond(dataclasses.replace(run, s=63.0)) == {"s": (64.0, 128.0)}
-    assert s3.beyond(dataclasses.replace(run, m=0.99, lr=0.0011)) == {"lr": (0.05, 0.1), "m": (1.0, 1.98)}
-    assert s3.beyond(dataclasses.replace(run, lr=0.3)) == {"lr": (10.0, 20.0)}
+    assert s3.past_ends(run) == {} == s3.past_ends(dataclasses.replace(run, m=0.02))  # no margin is a choice
+    assert s3.past_ends(dataclasses.replace(run, s=63.0)) == {"s": (64.0, 128.0)}
+    assert s3.past_ends(dataclasses.replace(run, m=0.99, lr=0.0011)) == {"lr": (0.05, 0.1), "m": (1.0, 1.98)}
+    assert s3.past_ends(dataclasses.replace(run, lr=0.3)) == {"lr": (10.0, 20.0)}
 
 
 def test_validation_accuracy_alone_chooses_and_of_equals_the_earlier(project):
     found = record("cifar10", lambda run: 0.5 + 0.1 * (0.01 < run.lr < 0.03))
-    chosen = s3.arms("cifar10", 4, found)
+    chosen = s3.of_seed("cifar10", 4, found)
     assert list(chosen) == ["Softmax", "ArcFace", "Triplet", "Softmax, long tail", "ArcFace, long tail"]
     first = next(run for run in s3.trials("cifar10") if run.loss == "ArcFace" and 0.01 < run.lr < 0.03)
     assert chosen["ArcFace"] == dataclasses.replace(first, seed=4, evaluated="test")
     assert chosen["ArcFace, long tail"] == dataclasses.replace(chosen["ArcFace"], imbalance=100.0)
-    assert list(s3.final("cifar10")) == [run for seed in range(5) for run in s3.arms("cifar10", seed, found).values()]
+    assert list(s3.final("cifar10")) == [
+        run for seed in range(5) for run in s3.of_seed("cifar10", seed, found).values()
+    ]
 
 
 def test_no_trial_reads_a_test_image(project, monkeypatch):
