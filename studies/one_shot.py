@@ -193,6 +193,13 @@ def final(study: Study, arms: dict, full: bool = False) -> dict[Run, str]:
     }
 
 
+def own_scale(full: bool = False) -> list[Run]:
+    """NormFace in the chosen arm of the second round, at the scale that suits it on the small network
+    (``omniglot_scales``): there it loses by any other. Raises Incomplete."""
+    best = SECOND[best_arm(SECOND_TRIALS)]
+    return [arm(best, seed, head="NormFace", constants={"s": 8.0}) for seed in range(OTHER_SEEDS)]
+
+
 _counted = search.count_failures(execute, MEASURE)
 TRIALS = Study(
     "one_shot_trials", "Which recipe names a character from one drawing? Arms of one, on alphabets held out", Run,
@@ -210,4 +217,8 @@ SECOND_FINAL = Study(
     "one_shot_final_2", "How far does the embedding of the second round get?", Run,
     functools.partial(final, SECOND_TRIALS, SECOND), _counted, file="one_shot", needs="one_shot_trials_2", paired=True,
 )  # fmt: skip
-STUDIES = [TRIALS, FINAL, SECOND_TRIALS, SECOND_FINAL]
+OWN_SCALE = Study(
+    "one_shot_scale", "Does a margin still pay in the second round where NormFace has a scale of its own?", Run,
+    own_scale, _counted, file="one_shot", needs="one_shot_trials_2", paired=True,
+)  # fmt: skip
+STUDIES = [TRIALS, FINAL, SECOND_TRIALS, SECOND_FINAL, OWN_SCALE]
