@@ -15,7 +15,7 @@ import math
 import time
 from dataclasses import dataclass
 
-import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +24,7 @@ from torch.optim.swa_utils import update_bn
 from lib import data as datasets
 from lib import device, metrics, models, train
 from studies import omniglot, records, runs, search, unseen
-from studies.study import Study
+from studies.study import Incomplete, Study
 
 MEASURE = "right_within_1"  # share of 20-way tasks with one known drawing, within an alphabet held out; it chooses
 TRIAL_SEEDS, SEEDS, OTHER_SEEDS = (1000, 1001), 10, 3  # no final run has a trial's weights and order
@@ -170,12 +170,22 @@ def trials(arms: dict, full: bool = False) -> dict[Run, str]:
     return {arm(changes, seed, trial=True): name for seed in TRIAL_SEEDS for name, changes in arms.items()}
 
 
+def finished(study: Study) -> pd.DataFrame:
+    """The rows of a study's runs with the name of their arm. They take hours and are not trained again by RETRAIN=1.
+    Raises Incomplete if one is not recorded."""
+    names, found = study.arms(), study.read()
+    planned = study.planned()
+    if missing := sum(run not in found for run in planned):
+        raise Incomplete(
+            f"{missing} of {len(planned)} runs of {study.name} are not recorded: `python -m studies {study.name}` "
+            "trains them"
+        )
+    return records.frame(found[run] for run in planned).assign(arm=[names[run] for run in planned])
+
+
 def best_arm(study: Study) -> str:
     """The arm that is right most often in the mean over the trials' seeds. Raises Incomplete."""
-    names, right = study.arms(), {}
-    for run, record in study.complete(full=False).items():
-        right.setdefault(names[run], []).append(record["metrics"][MEASURE])
-    return max(right, key=lambda name: np.mean(right[name]))
+    return finished(study).groupby("arm", sort=False)[MEASURE].mean().idxmax()
 
 
 def final(study: Study, arms: dict, full: bool = False) -> dict[Run, str]:
@@ -193,11 +203,11 @@ def final(study: Study, arms: dict, full: bool = False) -> dict[Run, str]:
     }
 
 
-def own_scale(full: bool = False) -> list[Run]:
+def own_scale(full: bool = False) -> dict[Run, str]:
     """NormFace in the chosen arm of the second round, at the scale that suits it on the small network
     (``omniglot_scales``): there it loses by any other. Raises Incomplete."""
     best = SECOND[best_arm(SECOND_TRIALS)]
-    return [arm(best, seed, head="NormFace", constants={"s": 8.0}) for seed in range(OTHER_SEEDS)]
+    return {arm(best, seed, head="NormFace", constants={"s": 8.0}): "NormFace, s = 8" for seed in range(OTHER_SEEDS)}
 
 
 _counted = search.count_failures(execute, MEASURE)

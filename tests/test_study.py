@@ -399,7 +399,7 @@ def test_smoke_keeps_a_part_of_every_plan(plans):
         if hasattr(small[0], "head"):
             heads = {run.head for run in whole}
             assert {"ArcFace", "AdaLoss"} & heads <= {run.head for run in small}, name
-            others = "one_shot_trials", "one_shot_trials_2", "omniglot_scales"  # without AdaLoss
+            others = "one_shot_trials", "one_shot_trials_2", "one_shot_scale", "omniglot_scales"  # without AdaLoss
             one_loss = isinstance(small[0], margin_maps.Run) or name in others
             assert "AdaLoss" in heads or one_loss, name
     assert sum(len(small) for _, small in plans.values()) < 0.5 * sum(len(whole) for whole, _ in plans.values())
