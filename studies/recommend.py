@@ -38,6 +38,7 @@ SOURCES = dict.fromkeys(
 ) | {"omniglot_map": omniglot.Run}  # fmt: skip
 FAMILIES = margin_maps.NAMES | {"omniglot": "Omniglot"}
 WORST = -1.0  # log-odds; how far below the default a point lies does not matter from there on
+DECIMALS = 3  # of an expected gain; less is none, as far from all that it knows
 
 
 def recommend(data: datasets.Data, observed: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +57,7 @@ def recommend(data: datasets.Data, observed: pd.DataFrame) -> pd.DataFrame:
     table["loss"] = [field["head"] for field in fields]
     table["constants"] = [", ".join(f"{k} = {v:g}" for k, v in field["constants"].items()) for field in fields]
     # stable: of points with equal gains, as where it knows nothing, the default is first
-    table = table.sort_values("gain", ascending=False, kind="stable", key=lambda gain: gain.round(6))
+    table = table.sort_values("gain", ascending=False, kind="stable", key=lambda gain: gain.round(DECIMALS))
     table = table.drop_duplicates("loss")
     return table.set_index("loss")[["constants", "gain", "deviation", "better"]]
 
@@ -203,8 +204,8 @@ def leave_out(observed: pd.DataFrame, column: str) -> pd.DataFrame:
             models[left_out] = learn(others)
         own = own.set_index(POINT, drop=False)
         table = expected_gain(models[left_out], own, own[DESCRIPTORS].iloc[0]).set_index(POINT, drop=False)
-        gain = table["gain"].round(6)
-        chosen = gain.idxmax() if gain.max() > 0 else DEFAULT  # far from all that it knows, it expects no gain
+        gain = table["gain"].round(DECIMALS)
+        chosen = gain.idxmax() if gain.max() > 0 else DEFAULT
         known = others.groupby(POINT)["gain"].agg(["mean", "size"]).reindex(own.index)
         usual = known["mean"].where(known["size"] > known["size"].max() / 2).idxmax()
         rows.append(
