@@ -171,16 +171,13 @@ def trials(arms: dict, full: bool = False) -> dict[Run, str]:
 
 
 def finished(study: Study) -> pd.DataFrame:
-    """The rows of a study's runs with the name of their arm. They take hours and are not trained again by RETRAIN=1.
-    Raises Incomplete if one is not recorded."""
-    names, found = study.arms(), study.read()
-    planned = study.planned()
-    if missing := sum(run not in found for run in planned):
-        raise Incomplete(
-            f"{missing} of {len(planned)} runs of {study.name} are not recorded: `python -m studies {study.name}` "
-            "trains them"
-        )
-    return records.frame(found[run] for run in planned).assign(arm=[names[run] for run in planned])
+    """The rows of complete seeds with the names of their arms. The runs take hours and are not trained again by
+    RETRAIN=1. Raises Incomplete."""
+    names, found, planned = study.arms(), study.read(), study.planned()
+    begun = {run.seed for run in planned if run not in found}
+    if not (whole := [run for run in planned if run.seed not in begun]):
+        raise Incomplete(f"{study.path.name} holds no complete seed: `python -m studies {study.name}` trains them")
+    return records.frame(found[run] for run in whole).assign(arm=[names[run] for run in whole])
 
 
 def best_arm(study: Study) -> str:
@@ -207,7 +204,7 @@ def own_scale(full: bool = False) -> dict[Run, str]:
     """NormFace in the chosen arm of the second round, at the scale that suits it on the small network
     (``omniglot_scales``): there it loses by any other. Raises Incomplete."""
     best = SECOND[best_arm(SECOND_TRIALS)]
-    return {arm(best, seed, head="NormFace", constants={"s": 8.0}): "NormFace, s = 8" for seed in range(OTHER_SEEDS)}
+    return {arm(best, seed, head="NormFace", constants={"s": 8.0}): "NormFace, s = 8" for seed in range(SEEDS)}
 
 
 _counted = search.count_failures(execute, MEASURE)
