@@ -21,6 +21,7 @@ from report import freshness, machine, reads
 # what a progress bar of tqdm says of time, as in "[00:29<00:00, 10.56step/s, loss=0.003]"
 _TIME = r"\d[\d:]*<[\d:?]+, *[\d.?]+ ?\w+/\w+"
 TIMES = re.compile(rf" \[{_TIME}\]|(?<=\[){_TIME}, ")
+PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/]+=*")
 
 
 def read(notebook: Path) -> nbformat.NotebookNode:
@@ -94,15 +95,25 @@ def without_times(text: str) -> str:
 
 
 def _quantise(data: dict) -> None:
-    """Store an output's PNG in 256 colours, as ``lib.plots.save`` does: a third as large, and it looks the same."""
-    if "image/png" not in data:
-        return
-    image, file = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))), io.BytesIO()
-    if image.mode == "P" or image.convert("RGBA").getextrema()[3][0] < 255:  # done, or transparent somewhere
-        return
+    """Store an output's PNGs, also those within its HTML, as ``_in_256_colours``."""
+    if "image/png" in data:
+        data["image/png"] = _in_256_colours(data["image/png"])
+    if "text/html" in data:
+        data["text/html"] = PNG.sub(lambda found: _in_256_colours(found[0]), data["text/html"])
+
+
+def _in_256_colours(png: str) -> str:
+    """A PNG in base64 as ``lib.plots.save`` writes it: a third as large, and it looks the same. One that has so few
+    colours already, is transparent somewhere or is damaged stays as it is."""
+    try:
+        image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    except (ValueError, OSError):  # no image
+        return png
+    if image.mode == "P" or image.convert("RGBA").getextrema()[3][0] < 255:
+        return png
     small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(file, "PNG", optimize=True)
-    data["image/png"] = base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def sections(nb) -> list[str]:

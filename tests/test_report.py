@@ -361,18 +361,27 @@ def test_execute_runs_in_the_notebooks_folder_and_keeps_no_times(workspace, caps
     assert said and (workspace / ".build" / "full" / "seconds" / "01_first").read_text() == said[1]
 
 
-def test_execute_stores_a_figure_in_256_colours_but_leaves_a_transparent_one(workspace):
+def test_execute_stores_figures_in_256_colours_but_leaves_a_transparent_one(workspace):
     draw = (
         "from PIL import Image\nImage.linear_gradient('L').convert('RGB').resize((300, 300), Image.Resampling.BICUBIC)"
     )
     clear = "Image.new('RGBA', (9, 9), (255, 0, 0, 99))"
-    source = notebook(workspace / "notebooks" / "01_first.ipynb", new_code_cell(draw), new_code_cell(clear))
+    page = (
+        "import base64, io\nfrom IPython.display import HTML\n"
+        "def tag(image):\n    image.save(file := io.BytesIO(), 'PNG')\n"
+        "    return f'<img src=\"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}\">'\n"
+        f"HTML(tag({draw.split(chr(10))[1]}) + '<b>&amp;</b>' + tag({clear}) + '<i>data:image/png;base64,abc</i>')"
+    )
+    source = notebook(workspace / "notebooks" / "01_first.ipynb", *map(new_code_cell, (draw, clear, page)))
     notebooks.run_cells(source, source)
+    *plain, html = (cell.outputs[0]["data"] for cell in notebooks.read(source).cells)
+    within = notebooks.PNG.findall(html["text/html"])
+    assert within[2:] == ["abc"] and "<b>&amp;</b>" in html["text/html"]
     modes = [
-        Image.open(io.BytesIO(base64.b64decode(cell.outputs[0]["data"]["image/png"]))).mode
-        for cell in notebooks.read(source).cells
+        Image.open(io.BytesIO(base64.b64decode(png))).mode
+        for png in (*(data["image/png"] for data in plain), *within[:2])
     ]
-    assert modes == ["P", "RGBA"]
+    assert modes == ["P", "RGBA", "P", "RGBA"]
 
 
 def test_a_failing_cell_is_named_and_nothing_is_written(workspace):
