@@ -33,9 +33,11 @@ from studies.evidence import sample, which_stalled
 from studies.study import Incomplete, Study
 
 SOURCE = paths.PROJECT / "results" / "claims_source.csv"
-OPEN = "not testable here"
+OPEN, NOT_RUN = "not testable here", "not run yet"
 # a longer verdict begins with one of these and a comma or a colon
-VERDICTS = ("as claimed", "opposite", "not as claimed", "equivalent", "not decided", "stalled", "confounded", OPEN)
+VERDICTS = (
+    "as claimed", "opposite", "not as claimed", "equivalent", "not decided", "stalled", "confounded", OPEN, NOT_RUN,
+)  # fmt: skip
 OF_DIFFERENCES = {  # the words of verdicts.decide, for a difference that is positive as claimed
     "higher": "as claimed", "higher by less than the bound": "as claimed, within the bound",
     "lower": "opposite", "lower by less than the bound": "opposite, within the bound",
@@ -276,7 +278,7 @@ def entry(found: dict, row) -> dict:
     """A row of the ledger."""
     clean, confounded = answers(found, row)
     used = [answer for answer in (clean, confounded) if answer]
-    _, figure = used[0] if used else (None, Figure(setting="no runs recorded" * (row.kind != "untested")))
+    _, figure = used[0] if used else (None, Figure(NOT_RUN, setting="no runs recorded"))
     verdict = "confounded" if confounded and (not clean or figure.reduced) else figure.verdict
     return {
         "number": row.Index, "source": row.source, "claim": row.claim, "test": row.test,

@@ -175,7 +175,7 @@ def test_claims_on_runs_that_are_not_recorded_say_so(project):
     assert mnist.sum() == 11 and (~mnist).sum() == 11
     assert (table.loc[mnist, "figure"] != "").all() and (table.loc[mnist, "verdict"] != "confounded").all()
     without = table[~mnist]
-    assert (without["setting"] == "no runs recorded").all() and (without["verdict"] == claims.OPEN).all()
+    assert (without["setting"] == "no runs recorded").all() and (without["verdict"] == claims.NOT_RUN).all()
     assert (without[["figure", "confounded"]] == "").all(axis=None)
 
 
@@ -345,7 +345,9 @@ def test_geometry_needs_no_records(project):
     assert row_of(table, "leaves the angle unchanged")["figure"] == "0 degrees"
     assert row_of(table, "disturbed values")["verdict"] == "opposite"
     assert row_of(table, "missing values")["verdict"] == "as claimed"
-    open_rows = table[table["verdict"] == claims.OPEN]
+    open_rows = table[table["verdict"].isin([claims.OPEN, claims.NOT_RUN])]
+    settings = {verdict: set(rows["setting"]) for verdict, rows in open_rows.groupby("verdict")}
+    assert settings == {claims.OPEN: {""}, claims.NOT_RUN: {"no runs recorded"}}
     assert set(", ".join(open_rows["source"]).split(", ")) == {"S1", "S2", "S3", "S4", "S5"}
     assert (open_rows["figure"] == "").all()
 
@@ -366,7 +368,7 @@ def test_controlled_study_answers_claims(project, monkeypatch):
     frame = frame.assign(epochs=4, seconds=1.0, history=[{} for _ in rows])
     number = numbers("MNIST: a tuned adaptive mechanism")
     assert claims.ledger({}, number)["setting"].item() == "no runs recorded"
-    assert claims.printed(number).endswith(": no runs recorded\n  not testable here")
+    assert claims.printed(number).endswith(": no runs recorded\n  not run yet")
     assert [study.name for study in claims.needed(number)] == ["final_mnist"]
     monkeypatch.setattr(evidence.controlled, "finished", lambda name: frame)
     line = claims.ledger({}, number).iloc[0]
