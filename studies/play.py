@@ -233,7 +233,9 @@ def _theta(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _listed(values: dict) -> str:
-    counted = {"images", "epochs", "seed"}
-    shown = [f"{value:,} {name}" if name in counted - {"seed"} else f"{name} {value}" if name == "seed" else
-             f"{name} = {value:g}" for name, value in values.items()]  # fmt: skip
-    return ", ".join(shown)
+    """As "m = 0.3, seed 0, 1 epoch, 2,000 images"."""
+    return ", ".join(
+        f"{value:,} {name.removesuffix('s') if value == 1 else name}" if name in ("images", "epochs")
+        else f"seed {value}" if name == "seed" else f"{name} = {value:g}"
+        for name, value in values.items()
+    )  # fmt: skip

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -314,7 +315,10 @@ def main_runs(data: str, seeds: int) -> list[Config]:
 
 def listed(name: str, configs: list[Config], data: datasets.Data | None = None) -> Study:
     """A study of one's own: these runs, recorded in results/<name>.jsonl. data: of one's own, by the name that the runs
-    give; else a data set or an image folder has that name. Raises ValueError for runs on other data than these."""
+    give; else a data set or an image folder has that name. Raises ValueError for runs on other data than these, and for
+    a name that is no file's."""
+    if not re.fullmatch(r'[^\\/:*?"<>|\0.][^\\/:*?"<>|\0]*', name):
+        raise ValueError(f"a study cannot be called {name!r}: a file in results/ is named after it, as in 'mine'")
     if other := {config.data for config in configs} - {data.name} if data else ():
         raise ValueError(f"a run is on {min(other)!r}, and the data are called {data.name!r}: they need one name")
     for config in () if data else configs:

@@ -57,7 +57,7 @@ def test_a_run_has_its_place_among_the_recorded_ones_of_its_setting_and_writes_n
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
     assert sorted(run.recorded["head"]) == ["CosFace", "NormFace"]
     first, second, third = run.lines()
-    assert first == ("Yours: ArcFace on digits with m = 0.5, 60 images, 1 epochs. Taken by default: s = 16, seed 0.")
+    assert first == ("Yours: ArcFace on digits with m = 0.5, 60 images, 1 epoch. Taken by default: s = 16, seed 0.")
     assert re.match(r"\d+\.\d % of [\d,]+ validation images are right", second)
     assert "are 2 runs" in third and "1 of them are better" in third and "Yours is not among them" in third
 

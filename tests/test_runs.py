@@ -139,6 +139,13 @@ def test_a_plan_with_unknown_data_is_refused_before_its_first_run(project, monke
         runs.listed("s", [tiny(), runs.Config("fashion", "ArcFace")])
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", ".", "..", ".hidden", "what?", "c:x"])
+def test_a_study_is_named_like_a_file(project, name):
+    with pytest.raises(ValueError, match="a file in results/ is named after it"):
+        runs.listed(name, [tiny()])
+    assert runs.listed("my first study, m = 0.5", [tiny()]).path.parent == project / "results"
+
+
 def test_a_run_is_recorded_whatever_its_record_holds(project):
     def execute(run, progress):
         odd = {"array": np.ones(2), "tensor": torch.ones(2, requires_grad=True), ("a", 1): np.float32(0.5), "set": {1}}
