@@ -1,12 +1,14 @@
 """The README's numbers are those of the records."""
 
+import math
 import re
 
+import pandas as pd
 import pytest
 
 from lib import data, paths
 from studies import __main__ as driver
-from studies import controlled, omniglot, records, runs, s1, tables, tuning, verdicts
+from studies import controlled, omniglot, one_shot, records, runs, s1, tables, tuning, verdicts
 
 README = " ".join((paths.PROJECT / "README.md").read_text(encoding="utf-8").split())
 
@@ -55,6 +57,22 @@ def test_adaptive_minus_fixed_with_a_thousand(metric, words):
     found = verdicts.compare(omniglot.finished(), "AdaLoss", "ArcFace", metric, 1.0, 100, comparisons=2)
     points = f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
     assert f"{words} | {found['n']} | {points} | {found['verdict']} |" in README
+
+
+def test_how_far_one_embedding_gets():
+    runs_of = pd.concat([one_shot.finished(one_shot.SECOND_FINAL), one_shot.finished(one_shot.OWN_SCALE)])
+    errors = runs_of.pivot(index="seed", columns="arm", values="one_shot_error")
+    found = verdicts.decide(100 * errors["ArcFace"].to_numpy(), math.inf)
+    interval = f"{found['mean']:.2f} % [{found['low']:.2f}, {found['high']:.2f}]"
+    assert f"ArcFace errs in {interval} of Omniglot's" in README and found["n"] == 10
+    retrieved = runs_of.pivot(index="seed", columns="arm", values="map_at_r")
+    lead, equal = (
+        verdicts.decide(100 * (wide["ArcFace"] - wide["NormFace, s = 8"]).dropna().to_numpy(), 1.0)
+        for wide in (retrieved, errors)
+    )
+    text = f"retrieves {lead['mean']:.1f} [{lead['low']:.1f}, {lead['high']:.1f}] points of MAP@R better"
+    assert text in README and f"worth {lead['mean']:.1f} points of retrieval" in README
+    assert lead["n"] == 4 and "at its own scale, four seeds" in README and equal["verdict"] == "equivalent"
 
 
 def test_the_study_that_the_examples_train_is_one_under_the_protocol():
