@@ -113,12 +113,13 @@ class Head(nn.Module):
             setattr(self, name, self._checked(name, value, *allowed[name]))
         # rows of length about 1; only their direction matters to the angular heads
         self.W = nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
-        self.register_buffer("invalid", torch.zeros(2), persistent=False)
+        self.invalid = torch.zeros(2)  # no buffer: DistributedDataParallel would overwrite a rank's with another's
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """As of any module, but half precision is for parameters: statistics move too little for its rounding."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
+        self.invalid = fn(self.invalid).float()
         for name, buffer in self.named_buffers():
             if buffer.dtype in (torch.float16, torch.bfloat16):
                 setattr(self, name, before[name].to(buffer.device))

@@ -867,7 +867,7 @@ def rank_of_two(rank, folder):
     """Each rank's batches hold one class; any deviation from the single process raises."""
     torch.set_num_threads(1)
     cases = []
-    for name in LEARNING:
+    for name in (*LEARNING, "Triplet"):
         head, *_ = batch(name, dtype=torch.float64)
         whole = copy.deepcopy(head)
         g = torch.Generator().manual_seed(3)
@@ -875,13 +875,16 @@ def rank_of_two(rank, folder):
         y = torch.arange(2).repeat_interleave(8)
         for x in batches:
             whole.train()(x, y)
+        whole.epoch_end(lambda x=x, y=y: (x, y))
         cases.append((name, head, whole, batches, y))
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for name, head, whole, batches, y in cases:
         parallel = nn.parallel.DistributedDataParallel(head.train())
         for x in batches:
             parallel(x.chunk(2)[rank], y.chunk(2)[rank])
-        torch.testing.assert_close(statistics(head), statistics(whole), msg=lambda m, name=name: f"{name}: {m}")
+        head.epoch_end(lambda x=x, y=y: (x.chunk(2)[rank], y.chunk(2)[rank]))
+        found, expected = ({"W": h.W, **statistics(h)} for h in (head, whole))
+        torch.testing.assert_close(found, expected, msg=lambda m, name=name: f"{name}: {m}")
         torch.testing.assert_close(head.describe(), whole.describe())
     dist.barrier()
     dist.destroy_process_group()
@@ -889,6 +892,22 @@ def rank_of_two(rank, folder):
 
 def test_statistics_are_those_of_all_ranks(tmp_path):
     torch.multiprocessing.spawn(rank_of_two, args=(tmp_path,), nprocs=2)
+
+
+def rank_with_a_wrong_label(rank, folder):
+    """Of rank 1 alone, in the first of three batches, where values cannot be read as on a device."""
+    losses.readable = lambda x: False
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    parallel = nn.parallel.DistributedDataParallel(losses.ArcFace(5, 4))
+    for y in (Y + 3 * rank, Y, Y):
+        parallel(X, y).sum().backward()
+    assert ("labels must lie in [0, 5)" in (parallel.module.problem() or "")) == (rank == 1)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_each_rank_tells_its_own_problem(tmp_path):
+    torch.multiprocessing.spawn(rank_with_a_wrong_label, args=(tmp_path,), nprocs=2)
 
 
 # ---------------------------------------------------------------- alone

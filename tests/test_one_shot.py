@@ -46,6 +46,24 @@ def test_no_strength_changes_no_image():
     torch.testing.assert_close(affine(images).augment(images, drawn), images.float(), atol=1e-3, rtol=0)
 
 
+ORDER_AND_NUMBERS = [  # image, then 1000 times turn, two stretches, shear, two moves
+    [4, 201, -33, 134, 9, -6, -91], [34, 2, -41, 68, -45, -17, -116], [61, 120, -129, -4, -25, 108, -42],
+    [45, -37, -40, -160, 70, -26, 37], [52, 73, -71, 38, 169, 24, -82], [63, 178, 74, 108, -27, -12, 27],
+]  # fmt: skip
+
+
+def test_order_and_numbers_are_those_of_the_recorded_runs(monkeypatch):
+    """Of the first image of the first, second and last batch of two epochs: which it is, and how it is changed."""
+    images, found = torch.arange(70, dtype=torch.uint8).view(70, 1, 1, 1).expand(70, 1, 4, 4), []
+    monkeypatch.setattr(one_shot.Affine, "augment", lambda data, images, drawn: found.append(drawn[:, 0]) or images)
+    generator, numbers = torch.Generator().manual_seed(0), []
+    for number in range(2):
+        batches = list(dataclasses.replace(affine(images), images=60).epoch(16, generator, number))
+        numbers += [[int(batches[i][0][0, 0, 0, 0] * 255 + 0.5), *(1000 * found[i]).int().tolist()] for i in (0, 1, -1)]
+        found.clear()
+    assert numbers == ORDER_AND_NUMBERS
+
+
 @pytest.mark.parametrize(("number", "moves"), [(0, "turned"), (1, "narrower"), (2, "lower"), (4, "left"), (5, "up")])
 def test_each_number_does_what_it_is_called(number, moves):
     image = torch.zeros(1, 1, 28, 28)

@@ -53,7 +53,8 @@ class Triplet(NormFace):
 
     @torch.no_grad()
     def renew(self, x: Tensor, y: Tensor) -> None:
-        """Set W to the mean directions of embeddings x (N, d) by label y (N,); a class without any keeps its row."""
+        """Set W to the mean directions of embeddings x (N, d) by label y (N,), of all ranks; a class without any keeps
+        its row."""
         x, y = F.normalize(x).to(self.W), y.to(self.W.device)
-        total = per_class(x, y, len(self.W))
+        total = self._all_ranks(per_class(x, y, len(self.W))[None]).sum(0)
         self.W.copy_(torch.where((total != 0).any(1, keepdim=True), F.normalize(total), self.W))
